@@ -1,0 +1,1 @@
+"""What it means: metrics, comparisons, pictures and exports of timelines."""

@@ -1,0 +1,85 @@
+"""Work: what a policy plans for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..traces.errors import InputError
+from ..traces.machine import Machine
+from ..traces.trace import LayerCost, Trace
+from .op import Op
+
+
+@dataclass(frozen=True)
+class Work:
+    """A trace to run on a machine in `microbatches` microbatches a step."""
+
+    trace: Trace
+    machine: Machine
+    microbatches: int
+
+    def __post_init__(self) -> None:
+        if self.microbatches < 1:
+            raise InputError(f"microbatches: must be at least 1, got {self.microbatches}")
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return len(self.machine.devices)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, the loss head included."""
+        return len(self.trace.layers)
+
+    @property
+    def knows_split(self) -> bool:
+        """Whether every layer's backward is known in its input and weight parts."""
+        return all(layer.backward_input_ns is not None for layer in self.trace.layers)
+
+    def layer_ns(self, kind: str, weight_share: float | None = None) -> list[int]:
+        """Nanoseconds of each layer in an op of `kind`, for one microbatch.
+
+        `weight_share` is the part of backward that `W` takes where the trace has no split.
+        """
+        return [_layer_ns(layer, kind, weight_share) for layer in self.trace.layers]
+
+    def op_ns(self, op: Op, weight_share: float | None = None) -> int:
+        """Nanoseconds of `op`."""
+        return sum(self.layer_ns(op.kind, weight_share)[op.first : op.stop])
+
+    def layer_bytes(self, field: str) -> NDArray[np.int64]:
+        """One bytes field of every layer, as an array of shape (layers,)."""
+        return self._bytes[field]
+
+    @cached_property
+    def _bytes(self) -> dict[str, NDArray[np.int64]]:
+        names = [name for name in LayerCost.model_fields if name.endswith("_bytes")]
+        return {
+            name: np.array([getattr(layer, name) for layer in self.trace.layers], dtype=np.int64)
+            for name in names
+        }
+
+
+def _layer_ns(layer: LayerCost, kind: str, weight_share: float | None) -> int:
+    if kind == "F":
+        return layer.forward_ns
+    if kind == "R":
+        return layer.forward_ns if layer.recompute_ns is None else layer.recompute_ns
+    if kind == "B":
+        return layer.backward_ns
+    if layer.backward_input_ns is None or layer.backward_weight_ns is None:
+        return _part_of_backward(layer, kind, weight_share)
+    return layer.backward_input_ns if kind == "I" else layer.backward_weight_ns
+
+
+def _part_of_backward(layer: LayerCost, kind: str, weight_share: float | None) -> int:
+    if weight_share is None:
+        raise InputError(
+            f"layer {layer.name}: the trace does not split its backward into input and weight "
+            f"parts; give backward_input_ns and backward_weight_ns, or a weight share"
+        )
+    weight = round(layer.backward_ns * weight_share)
+    return weight if kind == "W" else layer.backward_ns - weight

@@ -1,0 +1,1 @@
+"""Roundel: simulate every pipeline schedule on your hardware, pick the best, train with it."""

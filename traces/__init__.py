@@ -1,0 +1,1 @@
+"""What work costs, on which machine, and what happened."""

@@ -1,0 +1,78 @@
+"""A Trace: what each layer of a model costs, layer by layer, and who measured it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .errors import InputError, parse_model, read_json
+
+FORMAT = "roundel.trace/1"
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class LayerCost(BaseModel):
+    """The cost of one layer for one microbatch: integer nanoseconds and bytes.
+
+    `backward_ns` is the whole backward; `backward_input_ns` and `backward_weight_ns` are its
+    parts where they are known (both or neither). `recompute_ns` None means: as long as forward.
+    `output_bytes` is the boundary tensor that the layer hands on; the gradient that comes back
+    has the same size. `saved_bytes` is what forward leaves allocated for backward beyond the
+    layer's own input and output. `workspace_bytes` is needed only while the layer runs.
+    `grad_bytes`, `optimizer_bytes` and `trainable_params` are 0 for a frozen layer;
+    `trainable_params` None means `grad_bytes / 2`, 16-bit gradients.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    forward_ns: Count
+    backward_ns: Count
+    recompute_ns: Count | None = None
+    backward_input_ns: Count | None = None
+    backward_weight_ns: Count | None = None
+    param_bytes: Count = 0
+    grad_bytes: Count = 0
+    optimizer_bytes: Count = 0
+    output_bytes: Count = 0
+    saved_bytes: Count = 0
+    workspace_bytes: Count = 0
+    trainable_params: Count | None = None
+
+    @model_validator(mode="after")
+    def _split_is_whole(self) -> "LayerCost":
+        if (self.backward_input_ns is None) != (self.backward_weight_ns is None):
+            raise ValueError("backward_input_ns and backward_weight_ns: give both or neither")
+        return self
+
+    @property
+    def params_to_update(self) -> int:
+        """Parameters that the optimizer updates."""
+        return self.grad_bytes // 2 if self.trainable_params is None else self.trainable_params
+
+
+class Trace(BaseModel):
+    """Per-layer costs of one model on one device, first layer to last, the loss head being last."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["roundel.trace/1"] = FORMAT
+    name: str
+    device: str
+    provenance: str
+    microbatch_tokens: Count
+    layers: tuple[LayerCost, ...] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace file. Raises InputError naming the file, the field and the mistake."""
+        data = read_json(Path(path), "trace")
+        if isinstance(data, dict) and data.get("format") != FORMAT:
+            raise InputError(f'{path}: format: must be "{FORMAT}", got {data.get("format")!r}')
+        return parse_model(cls, data, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace as JSON that `load` reads back equal."""
+        text = self.model_dump_json(indent=1)
+        Path(path).write_text(text + "\n", encoding="utf-8")
