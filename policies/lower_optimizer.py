@@ -1,0 +1,357 @@
+"""Lowering, gradients and updates: gradients down, the optimizer layer by layer, states in transit."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..traces.timeline import KIND_CODE, Ints
+from .builder import ProgramBuilder
+from .order import Order
+from .table import OpTable
+from .visits import Visits
+
+
+@dataclass(frozen=True)
+class Updated:
+    """Shape (steps, layers): the task after which a layer's new weights can be used, or -1.
+
+    `visit` is the visit whose copy of the weights is updated on the device, or -1.
+    """
+
+    task: Ints
+    visit: Ints
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One row a (visit, layer) that makes weight gradients, each visit's last layer first."""
+
+    visit: Ints
+    layer: Ints
+    device: Ints
+    step: Ints
+    first_grad: Ints
+    last_grad: Ints
+    cell: Ints
+
+    def rows(self, chosen: Ints) -> "_Made":
+        return _Made(*(column[chosen] for column in vars(self).values()))
+
+
+def lower_optimizer(
+    builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order
+) -> Updated:
+    """Add gradients, their downloads, updates and what they hold. Returns when weights are new."""
+    plan, layers = table.plans[0], table.work.layers
+    shape = (len(table.plans), layers)
+    updated = Updated(np.full(shape, -1, dtype=np.int64), np.full(shape, -1, dtype=np.int64))
+    made = _made(table, visits)
+    _states(builder, table)
+    if plan.optimizer_on == "host":
+        _update_on_host(builder, table, order, made, updated)
+    elif plan.weights == "resident":
+        _update_on_home(builder, table, visits, order, made, updated)
+    else:
+        _update_in_transit(builder, table, visits, order, made, updated)
+    return updated
+
+
+def home_of(table: OpTable) -> Ints:
+    """The device of each layer where weights are resident."""
+    return table.device[table.forward_of[:, 0]]
+
+
+def _made(table: OpTable, visits: Visits) -> _Made:
+    visit, layer = visits.layers(np.flatnonzero(visits.last_grad >= 0))
+    trained = np.array([each.params_to_update > 0 for each in table.work.trace.layers])
+    visit, layer = visit[trained[layer]], layer[trained[layer]]
+    step = visits.step[visit]
+    ends = (visits.first_grad[visit], visits.last_grad[visit])
+    return _Made(visit, layer, visits.device[visit], step, *ends, step * table.work.layers + layer)
+
+
+def _states(builder: ProgramBuilder, table: OpTable) -> None:
+    plan = table.plans[0]
+    on_device = plan.optimizer_on == "device" and plan.weights == "resident"
+    pool = home_of(table) if on_device else builder.work.devices
+    builder.buffers("optimizer state", pool, table.work.layer_bytes("optimizer_bytes"), -1)
+
+
+def _update_ns(table: OpTable, layer: Ints, rate: Ints) -> NDArray[np.int64]:
+    params = np.array([each.params_to_update for each in table.work.trace.layers], dtype=object)
+    return np.array(
+        [ceil(n * 10**9 / r) if r else 0 for n, r in zip(params[layer], rate.tolist(), strict=True)],
+        dtype=np.int64,
+    )
+
+
+def _device_rate(table: OpTable, device: Ints) -> Ints:
+    rates = [each.optimizer_params_per_s for each in table.work.machine.devices]
+    return np.array(rates, dtype=np.int64)[device]
+
+
+def _host_rate(table: OpTable, count: int) -> Ints:
+    return np.full(count, table.work.machine.host.optimizer_params_per_s, dtype=np.int64)
+
+
+def _gradients(builder: ProgramBuilder, table: OpTable, made: _Made, until: Ints) -> None:
+    nbytes = table.work.layer_bytes("grad_bytes")[made.layer]
+    builder.buffers("gradients", made.device, nbytes, made.first_grad, until)
+
+
+def _downloads(builder: ProgramBuilder, table: OpTable, order: Order, made: _Made) -> Ints:
+    nbytes = table.work.layer_bytes("grad_bytes")[made.layer]
+    downloads = builder.transfers(
+        "download",
+        "d2h",
+        made.device,
+        first=made.layer,
+        stop=made.layer + 1,
+        microbatch=-1,
+        step=made.step,
+        nbytes=nbytes,
+        key=order.rank[made.last_grad],
+    )
+    builder.depend(made.last_grad, downloads)
+    _gradients(builder, table, made, downloads)
+    return downloads
+
+
+def _norms(builder: ProgramBuilder, order: Order, made: _Made, finals: Ints) -> Ints:
+    """One task a step that waits for every gradient, so that all can be clipped together."""
+    steps = len(order.norm_rank)
+    norms = builder.tasks(
+        steps,
+        kind=KIND_CODE["norm"],
+        lane=builder.host_lane,
+        microbatch=-1,
+        step=np.arange(steps),
+        source=-1,
+        target=-1,
+        key=order.norm_rank,
+    )
+    builder.depend(finals, norms[made.step])
+    return norms
+
+
+def _update_on_host(
+    builder: ProgramBuilder, table: OpTable, order: Order, made: _Made, updated: Updated
+) -> None:
+    downloads = _downloads(builder, table, order, made)
+    norms = _norms(builder, order, made, downloads) if table.plans[0].clip else None
+    cells, which = np.unique(made.cell, return_inverse=True)
+    step, layer = np.divmod(cells, table.work.layers)
+    updates = builder.tasks(
+        len(cells),
+        kind=KIND_CODE["update"],
+        lane=builder.host_lane,
+        first=layer,
+        stop=layer + 1,
+        microbatch=-1,
+        step=step,
+        duration_ns=_update_ns(table, layer, _host_rate(table, len(layer))),
+        source=-1,
+        target=-1,
+        key=order.update_rank.reshape(-1)[cells],
+    )
+    builder.depend(downloads, updates[which])
+    if norms is not None:
+        builder.depend(norms[step], updates)
+    earliest = _earliest(order.rank[made.last_grad], which, len(cells))
+    nbytes = table.work.layer_bytes("grad_bytes")[layer]
+    builder.buffers("gradients", builder.work.devices, nbytes, downloads[earliest], updates)
+    if table.plans[0].weights == "resident":
+        updates = _return_weights(builder, table, order, cells, updates)
+    updated.task.reshape(-1)[cells] = updates
+
+
+def _earliest(rank: Ints, which: Ints, count: int) -> Ints:
+    """For each of `count` groups, the index of its member of lowest rank."""
+    by_group = np.lexsort((rank, which))
+    return by_group[np.searchsorted(which[by_group], np.arange(count))]
+
+
+def _return_weights(
+    builder: ProgramBuilder, table: OpTable, order: Order, cells: Ints, updates: Ints
+) -> Ints:
+    step, layer = np.divmod(cells, table.work.layers)
+    nbytes = table.work.layer_bytes("param_bytes")
+    uploads = builder.transfers(
+        "upload",
+        "h2d",
+        home_of(table)[layer],
+        first=layer,
+        stop=layer + 1,
+        microbatch=-1,
+        step=step,
+        nbytes=nbytes[layer],
+        key=order.update_rank.reshape(-1)[cells],
+    )
+    builder.depend(updates, uploads)
+    builder.buffers("weights", builder.work.devices, nbytes[np.unique(layer)], -1)
+    return uploads
+
+
+def _update_on_home(
+    builder: ProgramBuilder,
+    table: OpTable,
+    visits: Visits,
+    order: Order,
+    made: _Made,
+    updated: Updated,
+) -> None:
+    cells, which = np.unique(made.cell, return_inverse=True)
+    step, layer = np.divmod(cells, table.work.layers)
+    device = home_of(table)[layer]
+    norms = _norms(builder, order, made, made.last_grad) if table.plans[0].clip else None
+    key = order.rank[_last_row(table, visits)[device, step]]
+    if norms is not None:
+        key = np.maximum(key, order.norm_rank[step])
+    updates = builder.tasks(
+        len(cells),
+        kind=KIND_CODE["update"],
+        lane=builder.lane(device, "compute"),
+        first=layer,
+        stop=layer + 1,
+        microbatch=-1,
+        step=step,
+        duration_ns=_update_ns(table, layer, _device_rate(table, device)),
+        source=device,
+        target=device,
+        key=key,
+    )
+    if norms is not None:
+        builder.depend(norms[step], updates)
+    _gradients(builder, table, made, updates[which])
+    updated.task.reshape(-1)[cells] = updates
+
+
+def _last_row(table: OpTable, visits: Visits) -> Ints:
+    """Shape (devices, steps): the last row of each device in each step."""
+    last = np.full((table.work.devices, len(table.plans)), -1, dtype=np.int64)
+    np.maximum.at(last, (visits.device, visits.step), visits.last_row)
+    return last
+
+
+def _update_in_transit(
+    builder: ProgramBuilder,
+    table: OpTable,
+    visits: Visits,
+    order: Order,
+    made: _Made,
+    updated: Updated,
+) -> None:
+    """The last visit that makes a layer's gradient updates it, with its state passing through.
+
+    Earlier visits' gradients wait on the host and come along. Two layers' states are on a device
+    at a time.
+    """
+    cells, which = np.unique(made.cell, return_inverse=True)
+    last = _earliest(-order.rank[made.last_grad], which, len(cells))
+    final = np.zeros(len(made.cell), dtype=np.bool_)
+    final[last] = True
+    updated.visit.reshape(-1)[cells] = made.visit[last]
+    partial = made.rows(np.flatnonzero(~final))
+    downloads = _downloads(builder, table, order, partial)
+    ends = made.rows(np.flatnonzero(final))
+    turn = _turns(ends.visit)
+    before = np.full((2, len(visits.step)), -1, dtype=np.int64)
+    for number in range(int(turn.max(initial=-1)) + 1):
+        batch = ends.rows(np.flatnonzero(turn == number))
+        gate = before[number % 2][batch.visit]
+        updates = _pass_through(builder, table, visits, order, batch, gate, partial, downloads)
+        before[number % 2][batch.visit] = updates[0]
+        updated.task.reshape(-1)[batch.cell] = updates[1]
+
+
+def _turns(visit: Ints) -> Ints:
+    """Each row's number within its visit."""
+    starts = np.flatnonzero(np.diff(visit, prepend=-1))
+    sizes = np.diff(np.append(starts, len(visit)))
+    return np.arange(len(visit)) - np.repeat(starts, sizes)
+
+
+def _pass_through(
+    builder: ProgramBuilder,
+    table: OpTable,
+    visits: Visits,
+    order: Order,
+    batch: _Made,
+    gate: Ints,
+    partial: _Made,
+    downloads: Ints,
+) -> tuple[Ints, Ints]:
+    """State up, update, state and weights down, for one layer a visit. Returns (update, down)."""
+    bytes_of = table.work.layer_bytes
+    state = bytes_of("optimizer_bytes")[batch.layer]
+    waits = np.isin(batch.cell, partial.cell)
+    parked = bytes_of("grad_bytes")[batch.layer] * waits
+    place = {"first": batch.layer, "stop": batch.layer + 1, "microbatch": -1, "step": batch.step}
+    start = visits.first_row[batch.visit]
+    opens = np.where(gate >= 0, order.rank[batch.last_grad], order.rank[start])
+    latest = np.full(updated_cells(table), -1, dtype=np.int64)
+    np.maximum.at(latest, partial.cell, order.rank[partial.last_grad])
+    ups = builder.transfers(
+        "upload",
+        "h2d",
+        batch.device,
+        **place,
+        nbytes=state + parked,
+        key=np.maximum(opens, latest[batch.cell]),
+    )
+    previous = np.where(_same_device_before(table, start), start - 1, -1)
+    builder.depend(np.where(gate >= 0, gate, previous), ups)
+    task_of = np.full(updated_cells(table), -1, dtype=np.int64)
+    task_of[batch.cell] = ups
+    builder.depend(downloads, task_of[partial.cell])
+    updates = builder.tasks(
+        len(batch.cell),
+        kind=KIND_CODE["update"],
+        lane=builder.lane(batch.device, "compute"),
+        **place,
+        duration_ns=_update_ns(table, batch.layer, _device_rate(table, batch.device)),
+        source=batch.device,
+        target=batch.device,
+        key=order.rank[batch.last_grad],
+    )
+    builder.depend(ups, updates)
+    downs = builder.transfers(
+        "download",
+        "d2h",
+        batch.device,
+        **place,
+        nbytes=state + bytes_of("param_bytes")[batch.layer],
+        key=order.rank[batch.last_grad],
+    )
+    builder.depend(updates, downs)
+    builder.buffers("optimizer state", batch.device, state + parked, ups, downs)
+    _gradients(builder, table, batch, updates)
+    _park(builder, table, order, partial, downloads, task_of)
+    return updates, downs
+
+
+def updated_cells(table: OpTable) -> int:
+    """Number of (step, layer) cells."""
+    return len(table.plans) * table.work.layers
+
+
+def _same_device_before(table: OpTable, rows: Ints) -> NDArray[np.bool_]:
+    return rows > table.device_start[table.device[rows]]
+
+
+def _park(
+    builder: ProgramBuilder,
+    table: OpTable,
+    order: Order,
+    partial: _Made,
+    downloads: Ints,
+    until: Ints,
+) -> None:
+    """Host memory for partial gradients, from the first one's arrival until they go up again."""
+    mine = np.flatnonzero(until[partial.cell] >= 0)
+    cells, which = np.unique(partial.cell[mine], return_inverse=True)
+    earliest = mine[_earliest(order.rank[partial.last_grad[mine]], which, len(cells))]
+    nbytes = table.work.layer_bytes("grad_bytes")[cells % table.work.layers]
+    builder.buffers("gradients", builder.work.devices, nbytes, downloads[earliest], until[cells])

@@ -1,0 +1,108 @@
+"""Lowering, weights: resident for good, or uploaded for a visit and freed after it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..traces.timeline import Ints
+from .builder import ProgramBuilder
+from .lower_optimizer import Updated, home_of
+from .order import Order, update_lag
+from .table import OpTable
+from .visits import Visits
+
+CHUNK_BYTES = 64 * 2**20
+"""Uploads are cut into chunks of this size, so that an activation can pass between them."""
+
+COPIES = 2
+"""Weights of this many visits fit on a device at a time: the one at work and the next."""
+
+
+def lower_weights(
+    builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order, updated: Updated
+) -> None:
+    """Add the weights' memory and uploads, and what the ops of a later step wait for."""
+    param_bytes = table.work.layer_bytes("param_bytes")
+    if table.plans[0].weights == "resident":
+        builder.buffers("weights", home_of(table), param_bytes, -1)
+        visit, layer = visits.layers(np.arange(len(visits.step)))
+        _wait_for_update(builder, table, updated, visits, visit, layer, visits.first_row[visit])
+        return
+    stale = table.plans[0].optimizer == "stale"
+    builder.buffers("weights", builder.work.devices, param_bytes * (2 if stale else 1), -1)
+    _stream(builder, table, visits, order, updated)
+
+
+def _wait_for_update(
+    builder: ProgramBuilder,
+    table: OpTable,
+    updated: Updated,
+    visits: Visits,
+    visit: Ints,
+    layer: Ints,
+    tasks: Ints,
+) -> None:
+    source = visits.step[visit] - update_lag(table)
+    later = np.flatnonzero(source >= 0)
+    builder.depend(updated.task[source[later], layer[later]], tasks[later])
+
+
+def _stream(
+    builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order, updated: Updated
+) -> None:
+    visit, layer, part, nbytes = _chunks(table, visits)
+    device, use = visits.device[visit], visits.first_row[visit]
+    uploads = builder.transfers(
+        "upload",
+        "h2d",
+        device,
+        first=layer,
+        stop=layer + 1,
+        microbatch=-1,
+        step=visits.step[visit],
+        part=part,
+        nbytes=nbytes,
+        key=_keys(table, visits, order, visit, layer),
+    )
+    builder.depend(_gates(visits, visit), uploads)
+    _wait_for_update(builder, table, updated, visits, visit, layer, uploads)
+    builder.depend(uploads, use)
+    buffers = builder.buffers("weights", device, nbytes, uploads, visits.last_row[visit])
+    step = visits.step[visit]
+    here = updated.visit[step, layer] == visit
+    builder.use(buffers[here], updated.task[step[here], layer[here]])
+
+
+def _chunks(table: OpTable, visits: Visits) -> tuple[Ints, Ints, Ints, NDArray[np.int64]]:
+    """(visit, layer, part, bytes) of every upload, a visit's first layer first."""
+    visit, layer = visits.layers(np.arange(len(visits.step)))
+    order = np.lexsort((layer, visit))
+    visit, layer = visit[order], layer[order]
+    whole = table.work.layer_bytes("param_bytes")[layer]
+    parts = -(-whole // CHUNK_BYTES)
+    index = np.repeat(np.arange(len(visit)), parts)
+    part = np.arange(len(index)) - np.repeat(np.cumsum(parts) - parts, parts)
+    nbytes = np.minimum(CHUNK_BYTES, whole[index] - part * CHUNK_BYTES)
+    return visit[index], layer[index], part, nbytes
+
+
+def _gates(visits: Visits, visit: Ints) -> Ints:
+    """The op whose end frees room for each upload, or -1."""
+    before = visit - COPIES
+    same = (before >= 0) & (visits.device[before] == visits.device[visit])
+    return np.where(same, visits.last_row[before], -1)
+
+
+def _keys(table: OpTable, visits: Visits, order: Order, visit: Ints, layer: Ints) -> Ints:
+    """Uploads spread over the visit before, but not before the update that they need."""
+    before = visit - 1
+    same = (before >= 0) & (visits.device[before] == visits.device[visit])
+    starts = np.flatnonzero(np.diff(visit, prepend=-1))
+    sizes = np.diff(np.append(starts, len(visit)))
+    share = (np.arange(len(visit)) - np.repeat(starts, sizes)) / np.repeat(sizes, sizes)
+    rows = visits.last_row[before] - visits.first_row[before] + 1
+    row = visits.first_row[before] + (share * rows).astype(np.int64)
+    key = np.where(same, order.rank[np.where(same, row, 0)], -1)
+    source = visits.step[visit] - update_lag(table)
+    later = np.flatnonzero(source >= 0)
+    key[later] = np.maximum(key[later], order.update_rank[source[later], layer[later]])
+    return key

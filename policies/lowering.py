@@ -1,0 +1,42 @@
+"""lower: plans of one or more steps become a Program. The rules are in the files it calls."""
+
+from collections.abc import Sequence
+
+from .builder import ProgramBuilder
+from .check import check_ops, check_table
+from .lower_activations import lower_activations, lower_gradient_flows
+from .lower_compute import lower_compute
+from .lower_optimizer import lower_optimizer
+from .lower_weights import lower_weights
+from .order import order_of
+from .plan import Plan
+from .policy import Policy
+from .program import Program
+from .table import OpTable
+from .visits import Visits
+from .work import Work
+
+
+def lower(plans: Sequence[Plan], work: Work) -> Program:
+    """The program that runs one plan a step, back to back.
+
+    Raises InputError naming the op when a plan is incomplete, wrong or can deadlock.
+    """
+    for plan in {id(plan): plan for plan in plans}.values():
+        check_ops(plan, work)
+    table = OpTable.of(plans, work)
+    check_table(table)
+    visits = Visits.of(table)
+    order = order_of(table, visits)
+    builder = ProgramBuilder(work)
+    lower_compute(builder, table, order)
+    lower_activations(builder, table, order)
+    lower_gradient_flows(builder, table, order)
+    updated = lower_optimizer(builder, table, visits, order)
+    lower_weights(builder, table, visits, order, updated)
+    return builder.build(plans)
+
+
+def lower_policy(policy: Policy, work: Work, steps: int = 1) -> Program:
+    """The program of `steps` steps of a policy."""
+    return lower([policy.plan(work, step) for step in range(steps)], work)

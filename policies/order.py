@@ -1,0 +1,87 @@
+"""Order: when each op would run if transfers took no time; and whether a plan can deadlock."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..traces.errors import InputError
+from ..traces.timeline import Ints
+from .dag import Dag
+from .flows import activation_needs, gradient_needs
+from .table import OpTable
+from .visits import Visits
+
+
+@dataclass(frozen=True)
+class Order:
+    """Ranks in one topological order by time of the ops, (step, layer) updates and step norms."""
+
+    rank: Ints
+    update_rank: Ints
+    norm_rank: Ints
+
+
+def update_lag(table: OpTable) -> int:
+    """How many steps later an update is first used: 1 for sync, 2 for stale."""
+    return 2 if table.plans[0].optimizer == "stale" else 1
+
+
+def order_of(table: OpTable, visits: Visits) -> Order:
+    """The order of a complete table. Raises InputError when the ops wait for one another."""
+    rows, layers, steps = len(table.kind), table.work.layers, len(table.plans)
+    updates = steps * layers
+    edges = (_lane_edges(table), *_data_edges(table), *_update_edges(table, visits))
+    before, after = (np.concatenate(side) for side in zip(*edges, strict=True))
+    duration = np.zeros(rows + updates + steps, dtype=np.int64)
+    duration[:rows] = table.duration_ns
+    dag = Dag(before, after, duration)
+    dag.run_roots()
+    if dag.done < len(duration):
+        raise InputError(_deadlock(table, np.asarray(dag.blocked())))
+    rank = dag.rank()
+    return Order(
+        rank[:rows],
+        rank[rows : rows + updates].reshape(steps, layers),
+        rank[rows + updates :],
+    )
+
+
+def _lane_edges(table: OpTable) -> tuple[Ints, Ints]:
+    same = np.flatnonzero(table.device[1:] == table.device[:-1])
+    return same, same + 1
+
+
+def _data_edges(table: OpTable) -> list[tuple[Ints, Ints]]:
+    edges = []
+    for before, after in (activation_needs(table), gradient_needs(table)):
+        by_lane = (table.device[before] == table.device[after]) & (before < after)
+        edges.append((before[~by_lane], after[~by_lane]))
+    return edges
+
+
+def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
+    rows, layers, steps = len(table.kind), table.work.layers, len(table.plans)
+    norm = rows + steps * layers
+    makes, made = visits.layers(np.flatnonzero(visits.last_grad >= 0))
+    uses, used = visits.layers(np.arange(len(visits.step)))
+    source = visits.step[uses] - update_lag(table)
+    uses, used, source = (column[source >= 0] for column in (uses, used, source))
+    edges = [
+        (visits.last_grad[makes], rows + visits.step[makes] * layers + made),
+        (rows + source * layers + used, visits.first_row[uses]),
+    ]
+    if table.plans[0].clip:
+        every = np.arange(steps * layers)
+        edges.append((visits.last_grad[makes], norm + visits.step[makes]))
+        edges.append((norm + every // layers, rows + every))
+    return edges
+
+
+def _deadlock(table: OpTable, blocked: Ints) -> str:
+    rows = blocked[blocked < len(table.kind)]
+    devices, heads = np.unique(table.device[rows], return_index=True)
+    waits = [
+        f"gpu{device} waits at {table.op(int(rows[head]))}"
+        for device, head in zip(devices.tolist()[:8], heads.tolist()[:8], strict=True)
+    ]
+    return f"the plan can deadlock: {', '.join(waits)}"

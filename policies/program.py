@@ -1,0 +1,78 @@
+"""Program: a plan lowered to tasks on in-order lanes, with their dependencies and buffers."""
+
+from dataclasses import dataclass
+
+from ..traces.timeline import Ints, Lane
+from .plan import Plan
+from .work import Work
+
+HOST = -1
+"""The host where a device is asked for; in `alloc`: held from the start."""
+
+LABELS = (
+    "weights",
+    "gradients",
+    "optimizer state",
+    "saved activations",
+    "boundary activations",
+    "boundary gradients",
+    "workspace",
+)
+LABEL_CODE = {label: code for code, label in enumerate(LABELS)}
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Who holds memory, from when to when: one row a buffer.
+
+    A buffer lives in the memory `pool` (a device, or the number of devices for the host), from the
+    start of task `alloc` (-1: from the beginning) to the end of the last task that uses it; one
+    without uses is never freed. `use_buffer` and `use_task` are (buffer, task) pairs.
+    """
+
+    pool: Ints
+    label: Ints
+    nbytes: Ints
+    alloc: Ints
+    use_buffer: Ints
+    use_task: Ints
+
+
+@dataclass(frozen=True)
+class Program:
+    """Tasks in columns, one row a task.
+
+    The tasks of lane `l` are `lane_tasks[lane_start[l]:lane_start[l + 1]]`, in order. A task
+    starts when the one before it on its lane is done and every `before` of its dependency pairs
+    is done. A task whose `source` and `target` differ moves `nbytes` from one memory to the other
+    (a device, or -1 for the host) and takes as long as the links need; all others take
+    `duration_ns`. `part` numbers the chunks of one upload.
+    """
+
+    work: Work
+    plans: tuple[Plan, ...]
+    lanes: tuple[Lane, ...]
+    kind: Ints
+    lane: Ints
+    first: Ints
+    stop: Ints
+    microbatch: Ints
+    step: Ints
+    part: Ints
+    nbytes: Ints
+    duration_ns: Ints
+    source: Ints
+    target: Ints
+    lane_tasks: Ints
+    lane_start: Ints
+    dep_before: Ints
+    dep_after: Ints
+    buffers: Buffers
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that the program runs back to back."""
+        return len(self.plans)

@@ -1,0 +1,78 @@
+"""Visits: runs of a device's ops on the same layers, which share one copy of the weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..traces.timeline import Ints
+from .table import B, OpTable, W
+
+
+@dataclass(frozen=True)
+class Visits:
+    """One row a visit, in order of device and first op.
+
+    `first_row` and `last_row` are its ops' ends in the OpTable. `first_grad` and `last_grad` are
+    its first and last op that makes weight gradients, -1 for a visit that makes none.
+    Resident weights have one visit a step and layer range, streamed ones one a run of ops.
+    """
+
+    device: Ints
+    step: Ints
+    first: Ints
+    stop: Ints
+    first_row: Ints
+    last_row: Ints
+    first_grad: Ints
+    last_grad: Ints
+
+    @classmethod
+    def of(cls, table: OpTable) -> "Visits":
+        """The visits of a table whose plans all treat weights alike."""
+        streamed = table.plans[0].weights == "streamed"
+        visit = _runs(table) if streamed else _same_layers(table)
+        count = int(visit.max(initial=-1)) + 1
+        rows = np.arange(len(visit))
+        first_row = np.full(count, len(visit), dtype=np.int64)
+        last_row = np.full(count, -1, dtype=np.int64)
+        np.minimum.at(first_row, visit, rows)
+        np.maximum.at(last_row, visit, rows)
+        order = np.argsort(first_row, kind="stable")
+        grads = np.flatnonzero(table.is_kind(B, W))
+        first_grad = np.full(count, len(visit), dtype=np.int64)
+        last_grad = np.full(count, -1, dtype=np.int64)
+        np.minimum.at(first_grad, visit[grads], grads)
+        np.maximum.at(last_grad, visit[grads], grads)
+        first_grad[last_grad < 0] = -1
+        start = first_row[order]
+        return cls(
+            table.device[start],
+            table.step[start],
+            table.first[start],
+            table.stop[start],
+            start,
+            last_row[order],
+            first_grad[order],
+            last_grad[order],
+        )
+
+    def layers(self, chosen: Ints) -> tuple[Ints, Ints]:
+        """The chosen visits repeated once a layer, and the layers, each visit's last one first."""
+        sizes = self.stop[chosen] - self.first[chosen]
+        repeated = np.repeat(chosen, sizes)
+        ends = np.cumsum(sizes)
+        inside = np.arange(len(repeated)) - np.repeat(ends - sizes, sizes)
+        return repeated, self.stop[repeated] - 1 - inside
+
+
+def _runs(table: OpTable) -> Ints:
+    columns = np.stack((table.device, table.step, table.first, table.stop))
+    changes = (columns[:, 1:] != columns[:, :-1]).any(axis=0)
+    return np.concatenate(([0], np.cumsum(changes)))[: len(table.kind)]
+
+
+def _same_layers(table: OpTable) -> Ints:
+    layers = table.work.layers + 1
+    place = table.device.astype(np.int64) * len(table.plans) + table.step
+    key = (place * layers + table.first) * layers + table.stop
+    return np.unique(key, return_inverse=True)[1]
