@@ -1,7 +1,5 @@
 """ProgramBuilder: collects tasks, dependencies and buffers in columns while a plan is lowered."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,7 +20,7 @@ TASK_COLUMNS = {
     "duration_ns": np.int64,
     "source": np.int16,
     "target": np.int16,
-    "key": np.int64,
+    "key": np.int32,
 }
 
 
@@ -110,9 +108,9 @@ class ProgramBuilder:
         real = (buffers >= 0) & (tasks >= 0)
         self._uses.append((buffers[real].astype(np.int32), tasks[real].astype(np.int32)))
 
-    def build(self, plans: Sequence[Plan]) -> Program:
-        """The finished program."""
-        columns = {name: np.concatenate(parts) for name, parts in self._tasks.items()}
+    def build(self, rules: Plan, steps: int) -> Program:
+        """The finished program. The builder is used up by it."""
+        columns = {name: np.concatenate(self._tasks.pop(name)) for name in TASK_COLUMNS}
         lane = columns["lane"]
         lane_tasks = np.lexsort((columns.pop("key"), lane)).astype(np.int32)
         lane_start = np.searchsorted(lane[lane_tasks], np.arange(len(self.lanes) + 1))
@@ -121,7 +119,8 @@ class ProgramBuilder:
         buffers = Buffers(pool, label, nbytes, alloc, *_pairs(self._uses))
         return Program(
             work=self.work,
-            plans=tuple(plans),
+            rules=rules,
+            steps=steps,
             lanes=self.lanes,
             lane_tasks=lane_tasks,
             lane_start=lane_start,
@@ -140,5 +139,6 @@ def _lanes(devices: int) -> tuple[Lane, ...]:
 
 
 def _pairs(batches: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    left, right = zip(*batches, strict=True)
-    return np.concatenate(left), np.concatenate(right)
+    left, right = (np.concatenate(side) for side in zip(*batches, strict=True))
+    batches.clear()
+    return left, right

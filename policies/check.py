@@ -56,7 +56,7 @@ def check_table(table: OpTable) -> None:
             _check_complete(table, codes, cells)
     _check_saved(table)
     _check_recompute_is_used(table)
-    if table.plans[0].weights == "resident":
+    if table.rules.weights == "resident":
         _check_one_home(table)
 
 

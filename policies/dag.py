@@ -13,6 +13,7 @@ class Dag:
 
     `start_ns` and `end_ns` hold what is known so far; `order` lists the tasks in the order in
     which their ends became known, which is a topological order.
+    `duration_ns` is taken over, not copied.
     A task in `held` is not run by `settle` but returned, for the caller to `release`.
     """
 
@@ -28,7 +29,7 @@ class Dag:
         self.end_ns = np.zeros(count, dtype=np.int64)
         self.order = np.empty(count, dtype=np.int32)
         self.done = 0
-        self._duration = duration_ns.astype(np.int64)
+        self._duration = duration_ns
         self._held = np.zeros(count, dtype=np.bool_) if held is None else held
         self._missing = np.bincount(after, minlength=count).astype(np.int32)
         self._first = np.zeros(count + 1, dtype=np.int32)

@@ -17,7 +17,7 @@ def gradient_needs(table: OpTable) -> tuple[Ints, Ints]:
 
     So does an `R` that is to run late.
     """
-    kinds = (B, I, R) if table.plans[0].late_recompute else (B, I)
+    kinds = (B, I, R) if table.rules.late_recompute else (B, I)
     rows = np.flatnonzero(table.is_kind(*kinds) & (table.stop < table.work.layers))
     return table.backward_of[table.stop[rows], table.group[rows]], rows
 

@@ -66,7 +66,7 @@ def _weight_rows(table: OpTable) -> Ints:
 
 def _is_stashed(table: OpTable, rows: Ints) -> Ints:
     """Whether a row reads its input for a recompute, where that waits on the host."""
-    if table.plans[0].activations == "device":
+    if table.rules.activations == "device":
         return np.zeros(len(rows), dtype=np.int64)
     again = table.recompute_of[table.first[rows], table.group[rows]] >= 0
     backward = table.is_kind(*BACKWARD_SIDE)[rows] & again

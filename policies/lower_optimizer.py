@@ -44,8 +44,8 @@ def lower_optimizer(
     builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order
 ) -> Updated:
     """Add gradients, their downloads, updates and what they hold. Returns when weights are new."""
-    plan, layers = table.plans[0], table.work.layers
-    shape = (len(table.plans), layers)
+    plan, layers = table.rules, table.work.layers
+    shape = (table.steps, layers)
     updated = Updated(np.full(shape, -1, dtype=np.int64), np.full(shape, -1, dtype=np.int64))
     made = _made(table, visits)
     _states(builder, table)
@@ -73,7 +73,7 @@ def _made(table: OpTable, visits: Visits) -> _Made:
 
 
 def _states(builder: ProgramBuilder, table: OpTable) -> None:
-    plan = table.plans[0]
+    plan = table.rules
     on_device = plan.optimizer_on == "device" and plan.weights == "resident"
     pool = home_of(table) if on_device else builder.work.devices
     builder.buffers("optimizer state", pool, table.work.layer_bytes("optimizer_bytes"), -1)
@@ -140,7 +140,7 @@ def _update_on_host(
     builder: ProgramBuilder, table: OpTable, order: Order, made: _Made, updated: Updated
 ) -> None:
     downloads = _downloads(builder, table, order, made)
-    norms = _norms(builder, order, made, downloads) if table.plans[0].clip else None
+    norms = _norms(builder, order, made, downloads) if table.rules.clip else None
     cells, which = np.unique(made.cell, return_inverse=True)
     step, layer = np.divmod(cells, table.work.layers)
     updates = builder.tasks(
@@ -162,7 +162,7 @@ def _update_on_host(
     earliest = _earliest(order.rank[made.last_grad], which, len(cells))
     nbytes = table.work.layer_bytes("grad_bytes")[layer]
     builder.buffers("gradients", builder.work.devices, nbytes, downloads[earliest], updates)
-    if table.plans[0].weights == "resident":
+    if table.rules.weights == "resident":
         updates = _return_weights(builder, table, order, cells, updates)
     updated.task.reshape(-1)[cells] = updates
 
@@ -205,7 +205,7 @@ def _update_on_home(
     cells, which = np.unique(made.cell, return_inverse=True)
     step, layer = np.divmod(cells, table.work.layers)
     device = home_of(table)[layer]
-    norms = _norms(builder, order, made, made.last_grad) if table.plans[0].clip else None
+    norms = _norms(builder, order, made, made.last_grad) if table.rules.clip else None
     key = order.rank[_last_row(table, visits)[device, step]]
     if norms is not None:
         key = np.maximum(key, order.norm_rank[step])
@@ -230,7 +230,7 @@ def _update_on_home(
 
 def _last_row(table: OpTable, visits: Visits) -> Ints:
     """Shape (devices, steps): the last row of each device in each step."""
-    last = np.full((table.work.devices, len(table.plans)), -1, dtype=np.int64)
+    last = np.full((table.work.devices, table.steps), -1, dtype=np.int64)
     np.maximum.at(last, (visits.device, visits.step), visits.last_row)
     return last
 
@@ -334,7 +334,7 @@ def _pass_through(
 
 def updated_cells(table: OpTable) -> int:
     """Number of (step, layer) cells."""
-    return len(table.plans) * table.work.layers
+    return table.steps * table.work.layers
 
 
 def _same_device_before(table: OpTable, rows: Ints) -> NDArray[np.bool_]:

@@ -22,12 +22,12 @@ def lower_weights(
 ) -> None:
     """Add the weights' memory and uploads, and what the ops of a later step wait for."""
     param_bytes = table.work.layer_bytes("param_bytes")
-    if table.plans[0].weights == "resident":
+    if table.rules.weights == "resident":
         builder.buffers("weights", home_of(table), param_bytes, -1)
         visit, layer = visits.layers(np.arange(len(visits.step)))
         _wait_for_update(builder, table, updated, visits, visit, layer, visits.first_row[visit])
         return
-    stale = table.plans[0].optimizer == "stale"
+    stale = table.rules.optimizer == "stale"
     builder.buffers("weights", builder.work.devices, param_bytes * (2 if stale else 1), -1)
     _stream(builder, table, visits, order, updated)
 

@@ -22,9 +22,11 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
 
     Raises InputError naming the op when a plan is incomplete, wrong or can deadlock.
     """
-    for plan in {id(plan): plan for plan in plans}.values():
-        check_ops(plan, work)
+    for different in {id(plan): plan for plan in plans}.values():
+        check_ops(different, work)
     table = OpTable.of(plans, work)
+    rules, steps = table.rules, table.steps
+    del plans, different  # At millions of ops, what is no longer needed is let go as soon as it can be.
     check_table(table)
     visits = Visits.of(table)
     order = order_of(table, visits)
@@ -34,7 +36,8 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
     lower_gradient_flows(builder, table, order)
     updated = lower_optimizer(builder, table, visits, order)
     lower_weights(builder, table, visits, order, updated)
-    return builder.build(plans)
+    del table, visits, order, updated
+    return builder.build(rules, steps)
 
 
 def lower_policy(policy: Policy, work: Work, steps: int = 1) -> Program:

@@ -16,7 +16,6 @@ def memory_curves(
     buffers = program.buffers
     freed = np.full(len(buffers.nbytes), -1, dtype=np.int64)
     np.maximum.at(freed, buffers.use_buffer, end_ns[buffers.use_task])
-    taken = np.where(buffers.alloc >= 0, start_ns[buffers.alloc], 0)
     by_pool = np.argsort(buffers.pool, kind="stable")
     machine = program.work.machine
     names = [*(device.name for device in machine.devices), "host"]
@@ -25,8 +24,9 @@ def memory_curves(
     curves = []
     for pool, (name, limit) in enumerate(zip(names, limits, strict=True)):
         mine = by_pool[bounds[pool] : bounds[pool + 1]]
-        columns = (taken[mine], freed[mine], buffers.nbytes[mine], buffers.label[mine])
-        curves.append(_curve(name, limit, *columns))
+        alloc = buffers.alloc[mine]
+        taken = np.where(alloc >= 0, start_ns[alloc], 0)
+        curves.append(_curve(name, limit, taken, freed[mine], buffers.nbytes[mine], buffers.label[mine]))
     return tuple(curves)
 
 

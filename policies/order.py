@@ -23,12 +23,12 @@ class Order:
 
 def update_lag(table: OpTable) -> int:
     """How many steps later an update is first used: 1 for sync, 2 for stale."""
-    return 2 if table.plans[0].optimizer == "stale" else 1
+    return 2 if table.rules.optimizer == "stale" else 1
 
 
 def order_of(table: OpTable, visits: Visits) -> Order:
     """The order of a complete table. Raises InputError when the ops wait for one another."""
-    rows, layers, steps = len(table.kind), table.work.layers, len(table.plans)
+    rows, layers, steps = len(table.kind), table.work.layers, table.steps
     updates = steps * layers
     edges = (_lane_edges(table), *_data_edges(table), *_update_edges(table, visits))
     before, after = (np.concatenate(side) for side in zip(*edges, strict=True))
@@ -60,7 +60,7 @@ def _data_edges(table: OpTable) -> list[tuple[Ints, Ints]]:
 
 
 def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
-    rows, layers, steps = len(table.kind), table.work.layers, len(table.plans)
+    rows, layers, steps = len(table.kind), table.work.layers, table.steps
     norm = rows + steps * layers
     makes, made = visits.layers(np.flatnonzero(visits.last_grad >= 0))
     uses, used = visits.layers(np.arange(len(visits.step)))
@@ -70,7 +70,7 @@ def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
         (visits.last_grad[makes], rows + visits.step[makes] * layers + made),
         (rows + source * layers + used, visits.first_row[uses]),
     ]
-    if table.plans[0].clip:
+    if table.rules.clip:
         every = np.arange(steps * layers)
         edges.append((visits.last_grad[makes], norm + visits.step[makes]))
         edges.append((norm + every // layers, rows + every))

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -48,6 +48,10 @@ class Plan:
         from .check import check_plan
 
         check_plan(self, work)
+
+    def without_ops(self) -> "Plan":
+        """Only the rules of this plan: where things live and what waits for what."""
+        return replace(self, devices=())
 
     def grid(self) -> str:
         """The plan as text: a column per device, a row per position."""

@@ -46,11 +46,13 @@ class Program:
     starts when the one before it on its lane is done and every `before` of its dependency pairs
     is done. A task whose `source` and `target` differ moves `nbytes` from one memory to the other
     (a device, or -1 for the host) and takes as long as the links need; all others take
-    `duration_ns`. `part` numbers the chunks of one upload.
+    `duration_ns`. `part` numbers the chunks of one upload. `rules` is the plan without its ops;
+    `steps` steps run back to back.
     """
 
     work: Work
-    plans: tuple[Plan, ...]
+    rules: Plan
+    steps: int
     lanes: tuple[Lane, ...]
     kind: Ints
     lane: Ints
@@ -71,8 +73,3 @@ class Program:
 
     def __len__(self) -> int:
         return len(self.kind)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps that the program runs back to back."""
-        return len(self.plans)

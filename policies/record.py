@@ -50,16 +50,16 @@ def exposed_ns(
     """
     count = len(program)
     moves = program.source != program.target
+    waits = moves[program.dep_before] & ~moves[program.dep_after]
     ready = np.zeros(count, dtype=np.int64)
     np.maximum.at(ready, program.dep_after, end_ns[program.dep_before])
     free = np.zeros(count, dtype=np.int64)
     same = program.lane[program.lane_tasks[1:]] == program.lane[program.lane_tasks[:-1]]
     free[program.lane_tasks[1:][same]] = end_ns[program.lane_tasks[:-1][same]]
-    waits = moves[program.dep_before] & ~moves[program.dep_after]
     np.maximum.at(free, program.dep_after[~waits], end_ns[program.dep_before[~waits]])
-    exposed = np.zeros(count, dtype=np.int64)
     before, after = program.dep_before[waits], program.dep_after[waits]
     idle = end_ns[before] - np.maximum(free[after], ready[before])
     last = end_ns[before] == ready[after]
+    exposed = np.zeros(count, dtype=np.int64)
     np.maximum.at(exposed, after[last], idle[last])
     return np.minimum(exposed, np.maximum(start_ns - free, 0))

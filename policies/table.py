@@ -19,12 +19,14 @@ F, B, I, W, R = (KIND_CODE[kind] for kind in "FBIWR")  # noqa: E741
 class OpTable:
     """One row an op: device after device, on each device in order over all steps.
 
+    `rules` is the plan without its ops, the same in all `steps` steps.
     `group` is `step * microbatches + microbatch`. `*_of` have shape (layers, groups) and hold the
     row that does that work, or -1.
     """
 
     work: Work
-    plans: tuple[Plan, ...]
+    rules: Plan
+    steps: int
     kind: Ints
     first: Ints
     stop: Ints
@@ -47,12 +49,13 @@ class OpTable:
                 blocks.append(block + shift[:, None])
                 devices.append(np.full(len(ops), device, dtype=np.int32))
         kind, first, stop, group = np.concatenate(blocks, axis=1)
-        return cls(work, tuple(plans), kind, first, stop, group, np.concatenate(devices))
+        rules = plans[0].without_ops()
+        return cls(work, rules, len(plans), kind, first, stop, group, np.concatenate(devices))
 
     @property
     def groups(self) -> int:
         """Microbatches over all steps."""
-        return len(self.plans) * self.work.microbatches
+        return self.steps * self.work.microbatches
 
     @property
     def step(self) -> Ints:
@@ -125,7 +128,7 @@ class OpTable:
         result = np.zeros(len(self.kind), dtype=np.int64)
         for code in np.unique(self.kind).tolist():
             rows = self.is_kind(code)
-            layer_ns = self.work.layer_ns(KINDS[code], self.plans[0].weight_share)
+            layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share)
             total = np.concatenate(([0], np.cumsum(np.array(layer_ns, dtype=np.int64))))
             result[rows] = total[self.stop[rows]] - total[self.first[rows]]
         return result

@@ -29,7 +29,7 @@ class Visits:
     @classmethod
     def of(cls, table: OpTable) -> "Visits":
         """The visits of a table whose plans all treat weights alike."""
-        streamed = table.plans[0].weights == "streamed"
+        streamed = table.rules.weights == "streamed"
         visit = _runs(table) if streamed else _same_layers(table)
         count = int(visit.max(initial=-1)) + 1
         rows = np.arange(len(visit))
@@ -73,6 +73,6 @@ def _runs(table: OpTable) -> Ints:
 
 def _same_layers(table: OpTable) -> Ints:
     layers = table.work.layers + 1
-    place = table.device.astype(np.int64) * len(table.plans) + table.step
+    place = table.device.astype(np.int64) * table.steps + table.step
     key = (place * layers + table.first) * layers + table.stop
     return np.unique(key, return_inverse=True)[1]

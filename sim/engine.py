@@ -26,7 +26,9 @@ def simulate_program(program: Program, name: str) -> Timeline:
     else:
         dag.run_roots()
     assert dag.done == len(program), "a lowered program cannot deadlock"
-    return record(program, dag.start_ns, dag.end_ns, name, "simulated")
+    times = dag.start_ns, dag.end_ns
+    del dag, duration, shared
+    return record(program, *times, name, "simulated")
 
 
 class _Run:

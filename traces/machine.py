@@ -1,17 +1,17 @@
 """A Machine: devices, host and the links between them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import InputError, parse_model, read_json
-from .trace import Count
+from .errors import InputError, load_model, save_model
+from .trace import MAX_COUNT, Count
 
-FORMAT = "roundel.machine/1"
+FORMAT: Final = "roundel.machine/1"
 HOST = "host"
 
-Rate = Annotated[int, Field(strict=True, gt=0)]
+Rate = Annotated[int, Field(strict=True, gt=0, le=MAX_COUNT)]
 
 
 class Host(BaseModel):
@@ -42,7 +42,7 @@ class Link(BaseModel):
     b: str
     bytes_per_s: Rate
     latency_ns: Count = 0
-    duplex: bool = True
+    duplex: Annotated[bool, Field(strict=True)] = True
 
 
 class Machine(BaseModel):
@@ -63,37 +63,51 @@ class Machine(BaseModel):
     hop_ns: Count | None = None
 
     @model_validator(mode="after")
-    def _nodes_are_there(self) -> "Machine":
-        names = [HOST, *(device.name for device in self.devices), *self.switches]
-        if len(set(names)) < len(names):
-            raise ValueError("devices and switches: every name must be its own, and not 'host'")
+    def _graph_is_sound(self) -> "Machine":
+        nodes = self._nodes()
+        seen: dict[frozenset[str], int] = {}
         for number, link in enumerate(self.links):
-            for end in ("a", "b"):
-                if getattr(link, end) not in names:
-                    raise ValueError(
-                        f"links.{number}.{end}: there is no device or switch "
-                        f"{getattr(link, end)!r}; the nodes are {', '.join(names)}"
-                    )
+            _check_ends(number, link, nodes)
+            other = seen.setdefault(frozenset((link.a, link.b)), number)
+            if other != number:
+                raise ValueError(
+                    f"links.{number}: {link.a!r} and {link.b!r} are linked by links.{other} "
+                    f"already; make one link of the two"
+                )
         return self
+
+    def _nodes(self) -> list[str]:
+        fields = [(f"devices.{n}.name", device.name) for n, device in enumerate(self.devices)]
+        fields += [(f"switches.{n}", name) for n, name in enumerate(self.switches)]
+        nodes = [HOST]
+        for field, name in fields:
+            if name in nodes:
+                raise ValueError(f"{field}: there is a node {name!r} already; give another name")
+            nodes.append(name)
+        return nodes
 
     @classmethod
     def load(cls, path: str | Path) -> "Machine":
         """Read a machine file. Raises InputError naming the file, the field and the mistake."""
-        data = read_json(Path(path), "machine")
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise InputError(f'{path}: format: must be "{FORMAT}", got {data.get("format")!r}')
-        return parse_model(cls, data, str(path))
+        return load_model(cls, path, "machine")
 
     def save(self, path: str | Path) -> None:
         """Write the machine as JSON that `load` reads back equal."""
-        Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        save_model(self, path)
 
     def with_hop(self, hop_ns: int) -> "Machine":
-        """This machine with all links replaced by a constant time between different devices."""
+        """This machine with all links replaced by a constant time between different devices.
+
+        Raises InputError if `hop_ns` is negative.
+        """
+        _check_hop(hop_ns)
         return self.model_copy(update={"hop_ns": hop_ns})
 
     def first_devices(self, count: int) -> "Machine":
-        """This machine with only its first `count` devices (the others' links go with them)."""
+        """This machine with only its first `count` devices (the others' links go with them).
+
+        Raises InputError if there are not that many.
+        """
         if not 1 <= count <= len(self.devices):
             raise InputError(
                 f"machine {self.name} has {len(self.devices)} devices, {count} were asked for; "
@@ -105,8 +119,28 @@ class Machine(BaseModel):
 
 
 def ideal_machine(devices: int, hop_ns: int = 0) -> Machine:
-    """`devices` devices without memory limits; transfers cost `hop_ns` between devices only."""
+    """`devices` devices without memory limits; transfers cost `hop_ns` between devices only.
+
+    Raises InputError if there is no device or `hop_ns` is negative.
+    """
     if devices < 1:
         raise InputError(f"devices: must be at least 1, got {devices}")
+    _check_hop(hop_ns)
     names = tuple(Device(name=f"gpu{number}") for number in range(devices))
     return Machine(name="ideal", devices=names, hop_ns=hop_ns)
+
+
+def _check_ends(number: int, link: Link, nodes: list[str]) -> None:
+    for field, end in (("a", link.a), ("b", link.b)):
+        if end not in nodes:
+            raise ValueError(
+                f"links.{number}.{field}: there is no device or switch {end!r}; "
+                f"the nodes are {', '.join(map(repr, nodes))}"
+            )
+    if link.a == link.b:
+        raise ValueError(f"links.{number}.b: leads from {link.a!r} to itself; name another node")
+
+
+def _check_hop(hop_ns: int) -> None:
+    if not 0 <= hop_ns <= MAX_COUNT:
+        raise InputError(f"hop_ns: must be from 0 to {MAX_COUNT}, got {hop_ns}")

@@ -1,15 +1,18 @@
 """A Trace: what each layer of a model costs, layer by layer, and who measured it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import InputError, parse_model, read_json
+from .errors import load_model, save_model
 
-FORMAT = "roundel.trace/1"
+FORMAT: Final = "roundel.trace/1"
 
-Count = Annotated[int, Field(strict=True, ge=0)]
+MAX_COUNT = 2**53
+"""The largest number in a file: exact in every JSON reader, and a thousand of them fit an int64."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 
 
 class LayerCost(BaseModel):
@@ -53,7 +56,10 @@ class LayerCost(BaseModel):
 
 
 class Trace(BaseModel):
-    """Per-layer costs of one model on one device, first layer to last, the loss head being last."""
+    """Per-layer costs of one model on one device, first layer to last, the loss head being last.
+
+    Each field, summed over the layers, is at most `MAX_COUNT`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,15 +70,21 @@ class Trace(BaseModel):
     microbatch_tokens: Count
     layers: tuple[LayerCost, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _sums_fit(self) -> "Trace":
+        for field in LayerCost.model_fields:
+            if field != "name" and self._total(field) > MAX_COUNT:
+                raise ValueError(f"layers: {field} sums to more than {MAX_COUNT}")
+        return self
+
+    def _total(self, field: str) -> int:
+        return sum(getattr(layer, field) or 0 for layer in self.layers)
+
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read a trace file. Raises InputError naming the file, the field and the mistake."""
-        data = read_json(Path(path), "trace")
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise InputError(f'{path}: format: must be "{FORMAT}", got {data.get("format")!r}')
-        return parse_model(cls, data, str(path))
+        return load_model(cls, path, "trace")
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON that `load` reads back equal."""
-        text = self.model_dump_json(indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        save_model(self, path)

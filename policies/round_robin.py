@@ -1,0 +1,110 @@
+"""RoundRobin: RoundPipe's schedule (arXiv 2604.27085). Stage visits rotate over the devices."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..traces.errors import InputError
+from .asymmetric import AsymmetricCut, best_cut, upload_ns, visit_ns
+from .op import Op
+from .plan import Optimizer, Place, Plan, Recompute
+from .work import Work
+
+
+@dataclass(frozen=True)
+class RoundRobin:
+    """Weights are streamed from the host; the k-th stage visit runs on device k modulo devices.
+
+    A step's microbatches go in rounds. Each round visits the forward stages, first layers first,
+    then the backward stages, last layers first; a visit runs all microbatches of the round. The
+    rotation goes on over rounds and steps. Where the forward cut stops short, the first backward
+    stage runs the rest forward and backward in one visit.
+
+    partition: layers per forward stage, first layers first. None: the cut with the best step time.
+    backward_partition: layers per backward stage, last layers first. None: likewise.
+    round_size: the fewest microbatches of a round. None: as many as there are devices, or more
+        where it takes more to hide a visit's upload behind its work.
+    recompute: `early` or `late`; a visit elsewhere cannot keep what the forward saved.
+    optimizer: `sync`, or `stale` by one step.
+    activations: where the inputs of backward stages wait, `host` or `device`.
+    """
+
+    name: ClassVar[str] = "round-robin"
+
+    partition: tuple[int, ...] | None = None
+    backward_partition: tuple[int, ...] | None = None
+    round_size: int | None = None
+    recompute: Recompute = "early"
+    optimizer: Optimizer = "sync"
+    optimizer_on: Place = "host"
+    activations: Place = "host"
+    clip: bool = False
+
+    def plan(self, work: Work, step: int) -> Plan:
+        """The plan of step number `step`. Raises InputError where a cut does not fit the work."""
+        if self.recompute == "none":
+            raise InputError(
+                "round-robin runs a layer's backward on another device than its forward, "
+                "so it must recompute; use recompute early or late"
+            )
+        cut = self.cut(work)
+        rounds = self.rounds(work, cut)
+        visits = _visits(cut, work.layers)
+        turn = step * len(rounds) * len(visits)
+        devices: list[list[Op]] = [[] for _ in range(work.devices)]
+        for microbatches in rounds:
+            for kinds, first, stop in visits:
+                ops = devices[turn % work.devices]
+                ops.extend(Op(kind, first, stop, m) for m in microbatches for kind in kinds)
+                turn += 1
+        return Plan(
+            tuple(map(tuple, devices)),
+            late_recompute=self.recompute == "late",
+            weights="streamed",
+            optimizer=self.optimizer,
+            optimizer_on=self.optimizer_on,
+            activations=self.activations,
+            clip=self.clip,
+        )
+
+    def cut(self, work: Work) -> AsymmetricCut:
+        """The cut in use: the given one, or the best. Raises InputError for one that is wrong."""
+        if self.partition is None and self.backward_partition is None:
+            return best_cut(work)
+        if self.partition is None or self.backward_partition is None:
+            raise InputError(
+                'round-robin: give both cuts, forward / backward, as in "7 7 7 7 / 1 3 3"'
+            )
+        cut = AsymmetricCut(self.partition, self.backward_partition)
+        cut.check(work.layers)
+        return cut
+
+    def rounds(self, work: Work, cut: AsymmetricCut) -> list[range]:
+        """The microbatches of each round: as many rounds as `round_size` allows, evenly filled."""
+        size = self.round_size or max(work.devices, _hiding_round(work, cut))
+        if size < 1:
+            raise InputError(f"round_size: must be at least 1, got {size}")
+        count = max(1, work.microbatches // size)
+        bounds = [work.microbatches * number // count for number in range(count + 1)]
+        return [range(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+
+
+def _visits(cut: AsymmetricCut, layers: int) -> list[tuple[str, int, int]]:
+    """(kinds, first, stop) of each stage visit of a round, in order."""
+    visits, first = [], 0
+    for size in cut.forward:
+        visits.append(("F", first, first + size))
+        first += size
+    stop = layers
+    for size in cut.backward:
+        visits.append(("FB" if stop - size >= first else "RB", stop - size, stop))
+        stop -= size
+    return visits
+
+
+def _hiding_round(work: Work, cut: AsymmetricCut) -> int:
+    """The fewest microbatches whose work on a visit takes as long as the visit's upload."""
+    sizes = [
+        -(-upload_ns(work, first, stop) // max(1, visit_ns(work, kinds, first, stop)))
+        for kinds, first, stop in _visits(cut, work.layers)
+    ]
+    return min(max(sizes), work.microbatches)
