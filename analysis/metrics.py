@@ -76,7 +76,7 @@ class Metrics:
 
 
 def measure(timeline: Timeline) -> Metrics:
-    """The metrics of `timeline`, simulated or measured. Vectorised: about 0.3 s a million rows."""
+    """The metrics of `timeline`, simulated or measured. Four million rows take under a second."""
     rows = ComputeRows.of(timeline)
     idle = idle_time(rows)
     whole_ns = timeline.devices * timeline.makespan_ns

@@ -1,14 +1,17 @@
 """AsymmetricCut: forward and backward cut differently, and the best such cut for a machine."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 
 from ..traces.errors import InputError
 from ..traces.machine import HOST
 from .work import Work
+
+
+Fits = Callable[[int, int], bool]
+"""Whether a visit to layers [first, stop) fits the memory."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +59,56 @@ def upload_ns(work: Work, first: int, stop: int) -> int:
     return nbytes * 10**9 // rate if rate else 0
 
 
-@lru_cache(maxsize=64)
-def best_cut(work: Work) -> AsymmetricCut:
-    """The cut that minimises the step time of rotating visits, within the devices' memory.
+def good_cuts(work: Work, count: int) -> list[AsymmetricCut]:
+    """The `count` most promising cuts for rotating visits, best first.
 
     With S visits a round in all, the slowest taking t, N devices and M microbatches, a step takes
-    (M S + N (N - 1)) t / N (arXiv 2604.27085, section on the schedule; M S t / N when stale steps
-    overlap). Exact over all t: for each possible slowest visit the fewest stages are packed, and
-    a cut that does not fit the memory is not considered unless none does.
+    about (M S + N (N - 1)) t / N (arXiv 2604.27085). For every t that a slowest visit can have,
+    the fewest visits are packed, then made as even as so many can be. Cuts that do not fit the
+    devices' memory are left out, unless none fits.
     """
-    found = _search(work, _memory_limit(work)) or _search(work, 0)
-    assert found is not None, "without a limit every layer fits in a stage of its own"
-    return found
+    return _search(work, _memory_limit(work), count) or _search(work, 0, count)
 
 
-def _search(work: Work, limit: int) -> AsymmetricCut | None:
+def _search(work: Work, limit: int, count: int) -> list[AsymmetricCut]:
     times = {kinds: _prefix(work, kinds) for kinds in ("F", "FB", "RB")}
     fits = _Fits(work, limit)
-    best: tuple[int, AsymmetricCut] | None = None
-    for bound in _bounds(times):
-        cut = _pack(work.layers, times, fits, bound)
-        if cut is None:
-            continue
-        visits = len(cut.forward) + len(cut.backward)
-        devices = work.devices
-        score = (work.microbatches * visits + devices * (devices - 1)) * _slowest(cut, times)
-        if best is None or score < best[0]:
-            best = (score, cut)
-    return best[1] if best else None
+    packed = (_pack(work.layers, times, fits, bound) for bound in _bounds(times))
+    shapes = {(len(cut.forward), len(cut.backward), cut.backward[0]): cut for cut in packed if cut}
+
+    def step_time(cut: AsymmetricCut) -> int:
+        visits = list(_visit_times(cut, times))
+        fill = work.devices * (work.devices - 1)
+        return (work.microbatches * len(visits) + fill) * max(visits)
+
+    best = sorted(shapes.values(), key=step_time)[:count]
+    return [_even(cut, times, fits) for cut in best]
+
+
+def _even(cut: AsymmetricCut, times: dict[str, list[int]], fits: "_Fits") -> AsymmetricCut:
+    """A cut of as many stages, each as even as it gets, small stages first and last visited."""
+    layers, bound = sum(cut.forward), max(_visit_times(cut, times))
+    forward = _evenest(layers, len(cut.forward), times["F"], fits.forward, bound)
+    backward = _evenest(layers, len(cut.backward) - 1, times["RB"], fits.backward, bound)
+    return AsymmetricCut(forward, (cut.backward[0], *reversed(backward)))
+
+
+def _evenest(
+    layers: int, stages: int, prefix: list[int], fits: Fits, bound: int
+) -> tuple[int, ...]:
+    """Sizes of `stages` stages with the least sum of squared times, none slower than `bound`."""
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for _ in range(stages):
+        longer: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for first, (cost, sizes) in best.items():
+            for stop in range(first + 1, layers + 1):
+                time = prefix[stop] - prefix[first]
+                if time > bound or not fits(first, stop):
+                    break
+                if stop not in longer or cost + time * time < longer[stop][0]:
+                    longer[stop] = (cost + time * time, (*sizes, stop - first))
+        best = longer
+    return best[layers][1]
 
 
 def _prefix(work: Work, kinds: str) -> list[int]:
@@ -107,39 +132,45 @@ def _pack(
     layers: int, times: dict[str, list[int]], fits: "_Fits", bound: int
 ) -> AsymmetricCut | None:
     """The fewest stages with no visit over `bound`, or None when a layer alone is over it."""
-    backward = []
-    stop = layers
+    head = _longest(layers, times["FB"], fits.backward, bound)
+    if not head:
+        return None
+    forward = _pack_forward(layers - head, times["F"], fits.forward, bound)
+    backward = _pack_backward(layers - head, times["RB"], fits.backward, bound)
+    if forward is None or backward is None:
+        return None
+    return AsymmetricCut(forward, (head, *backward))
+
+
+def _pack_backward(stop: int, prefix: list[int], fits: Fits, bound: int) -> tuple[int, ...] | None:
+    sizes = []
     while stop:
-        kinds = "FB" if not backward else "RB"
-        prefix = times[kinds]
-        first = stop
-        while first and prefix[stop] - prefix[first - 1] <= bound and fits.backward(first - 1, stop):
-            first -= 1
-        if first == stop:
+        sizes.append(_longest(stop, prefix, fits, bound))
+        if not sizes[-1]:
             return None
-        backward.append(stop - first)
-        stop = first
-    forward = _pack_forward(layers - backward[0], times["F"], fits, bound)
-    return None if forward is None else AsymmetricCut(forward, tuple(backward))
+        stop -= sizes[-1]
+    return tuple(sizes)
 
 
-def _pack_forward(
-    layers: int, prefix: list[int], fits: "_Fits", bound: int
-) -> tuple[int, ...] | None:
-    forward, first = [], 0
+def _longest(stop: int, prefix: list[int], fits: Fits, bound: int) -> int:
+    """The most layers before `stop` that one visit can take."""
+    first = bisect_left(prefix, prefix[stop] - bound, 0, stop)
+    while first < stop and not fits(first, stop):
+        first += 1
+    return stop - first
+
+
+def _pack_forward(layers: int, prefix: list[int], fits: Fits, bound: int) -> tuple[int, ...] | None:
+    sizes, first = [], 0
     while first < layers:
-        stop = min(layers, bisect_right(prefix, prefix[first] + bound) - 1)
-        while stop > first and not fits.forward(first, stop):
+        stop = bisect_right(prefix, prefix[first] + bound, first, layers + 1) - 1
+        while stop > first and not fits(first, stop):
             stop -= 1
         if stop == first:
             return None
-        forward.append(stop - first)
+        sizes.append(stop - first)
         first = stop
-    return tuple(forward)
-
-
-def _slowest(cut: AsymmetricCut, times: dict[str, list[int]]) -> int:
-    return max(_visit_times(cut, times))
+    return tuple(sizes)
 
 
 def _visit_times(cut: AsymmetricCut, times: dict[str, list[int]]) -> Iterator[int]:

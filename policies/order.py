@@ -14,11 +14,15 @@ from .visits import Visits
 
 @dataclass(frozen=True)
 class Order:
-    """Ranks in one topological order by time of the ops, (step, layer) updates and step norms."""
+    """Ranks in one topological order by time of the ops, (step, layer) updates and step norms.
+
+    `step_end_ns` is when each step's last op would end.
+    """
 
     rank: Ints
     update_rank: Ints
     norm_rank: Ints
+    step_end_ns: Ints
 
 
 def update_lag(table: OpTable) -> int:
@@ -43,7 +47,14 @@ def order_of(table: OpTable, visits: Visits) -> Order:
         rank[:rows],
         rank[rows : rows + updates].reshape(steps, layers),
         rank[rows + updates :],
+        _step_ends(table, dag.end_ns[:rows]),
     )
+
+
+def _step_ends(table: OpTable, end_ns: Ints) -> Ints:
+    ends = np.zeros(table.steps, dtype=np.int64)
+    np.maximum.at(ends, table.step, end_ns)
+    return ends
 
 
 def _lane_edges(table: OpTable) -> tuple[Ints, Ints]:

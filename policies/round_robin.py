@@ -1,13 +1,23 @@
 """RoundRobin: RoundPipe's schedule (arXiv 2604.27085). Stage visits rotate over the devices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 from ..traces.errors import InputError
-from .asymmetric import AsymmetricCut, best_cut, upload_ns, visit_ns
+from .asymmetric import AsymmetricCut, good_cuts, upload_ns, visit_ns
 from .op import Op
+from .order import order_of
 from .plan import Optimizer, Place, Plan, Recompute
+from .table import OpTable
+from .visits import Visits
 from .work import Work
+
+CANDIDATES = 12
+"""How many promising cuts are tried out."""
+
+STEPS = 4
+"""Steps over which the steady time of a stale step is taken."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,9 @@ class RoundRobin:
                 "round-robin runs a layer's backward on another device than its forward, "
                 "so it must recompute; use recompute early or late"
             )
-        cut = self.cut(work)
+        return self._plan(work, step, self.cut(work))
+
+    def _plan(self, work: Work, step: int, cut: AsymmetricCut) -> Plan:
         rounds = self.rounds(work, cut)
         visits = _visits(cut, work.layers)
         turn = step * len(rounds) * len(visits)
@@ -69,7 +81,7 @@ class RoundRobin:
     def cut(self, work: Work) -> AsymmetricCut:
         """The cut in use: the given one, or the best. Raises InputError for one that is wrong."""
         if self.partition is None and self.backward_partition is None:
-            return best_cut(work)
+            return _best_cut(self, work)
         if self.partition is None or self.backward_partition is None:
             raise InputError(
                 'round-robin: give both cuts, forward / backward, as in "7 7 7 7 / 1 3 3"'
@@ -77,6 +89,13 @@ class RoundRobin:
         cut = AsymmetricCut(self.partition, self.backward_partition)
         cut.check(work.layers)
         return cut
+
+    def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
+        """A step's time with this cut if transfers took no time; of a stale step, the steady one."""
+        steps = 1 if self.optimizer == "sync" else STEPS
+        table = OpTable.of([self._plan(work, step, cut) for step in range(steps)], work)
+        ends = order_of(table, Visits.of(table)).step_end_ns
+        return int(ends[0] if steps == 1 else ends[-1] - ends[0]) // max(1, steps - 1)
 
     def rounds(self, work: Work, cut: AsymmetricCut) -> list[range]:
         """The microbatches of each round: as many rounds as `round_size` allows, evenly filled."""
@@ -86,6 +105,15 @@ class RoundRobin:
         count = max(1, work.microbatches // size)
         bounds = [work.microbatches * number // count for number in range(count + 1)]
         return [range(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+
+
+@lru_cache(maxsize=64)
+def _best_cut(policy: RoundRobin, work: Work) -> AsymmetricCut:
+    """The quickest of the most promising cuts."""
+    # Beyond a few rounds more microbatches tell no more about a cut.
+    enough = min(work.microbatches, 4 * work.devices)
+    short = replace(work, microbatches=enough)
+    return min(good_cuts(work, CANDIDATES), key=lambda cut: policy.step_ns(short, cut))
 
 
 def _visits(cut: AsymmetricCut, layers: int) -> list[tuple[str, int, int]]:

@@ -24,7 +24,7 @@ def load_model(model: type[Model], path: str | Path, what: str) -> Model:
     if isinstance(data, dict) and "format" not in data:
         raise InputError(f'{shown(path)}: format: missing; add "format": "{tag}"')
     if isinstance(data, dict) and data["format"] != tag:
-        got = _as_json(data["format"])
+        got = _short(data["format"]) or "something else"
         raise InputError(f'{shown(path)}: format: must be "{tag}", got {got}')
     return parse_model(model, data, shown(path))
 
@@ -108,12 +108,8 @@ def _first_mistake(error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    text = _as_json(value)
+    text = json.dumps(value, default=repr)
     return text if len(text) < 60 else ""
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, default=repr)
 
 
 def _escaped(text: str) -> str:

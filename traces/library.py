@@ -10,12 +10,12 @@ gradient, master and two moments, 14 bytes, and writes them and a 16-bit weight,
 GPU's published bandwidth, and on a host that was not measured at half its memory's peak.
 
 - `8x-rtx4090`: 24 GiB, 1008 GB/s; PCIe 4.0 x16 at 25 GB/s. Two sockets of 8 channels of DDR4-3200,
-  204.8 GB/s peak, three quarters of it for copies. 1 TiB of host memory: arXiv 2604.27085 asks
-  for more than 800 GB, and 470 GB are the weights of qwen3-235b alone. GeForce cards have no
+  204.8 GB/s peak, three quarters of it for copies. 1 TiB of host memory, for 470 GB are
+  the weights of qwen3-235b alone. GeForce cards have no
   peer-to-peer copies, so that data between GPUs goes through their sockets, at PCIe's rate;
   between two sockets it takes both sockets' memory channels, within one it is not charged to them.
-- `8x-a800-nvlink`: 80 GiB, 2039 GB/s; the host as above, each GPU on a root port of its own;
-  NVLink through a switch at 200 GB/s a direction (400 GB/s in all).
+- `8x-a800-nvlink`: 80 GiB, 2039 GB/s; the host as above; NVLink through a switch at 200 GB/s a
+  direction (400 GB/s in all).
 - `1x-h100`: H100 SXM, 80 GiB, 3350 GB/s; PCIe 5.0 x16 at 55 GB/s, one socket of 8 channels of
   DDR5-4800, 307 GB/s peak, three quarters of it for copies, 256 GiB.
 - `2x-h200-nvlink`: measured on one server: 143771 MiB a GPU, 55 GB/s a direction between one GPU

@@ -1,12 +1,11 @@
 """Traces from the layer times that the authors of RoundPipe published (arXiv 2604.27085).
 
 Times are theirs: one block and the head (norm, projection, loss) for a microbatch of 4 sequences
-of 2048 tokens on one RTX 4090, from the `pp-simulate` folder of their artifact
-(github.com/ITcarrot/RoundPipe-artifact), fp16 with fp16 accumulation and flash attention. Bytes
-are computed from the models' public shapes by `shapes.py`. Backward's split into input and weight
-parts is not published. Rank 32 adapters on all linear layers are what their training script
-for qwen3-235b-lora asks for. The embedding's time is not published either; its parameters,
-gradients and optimizer state belong to block 0.
+of 2048 tokens on one RTX 4090, fp16 with fp16 accumulation and flash attention. Bytes are computed
+from the models' public shapes by `shapes.py`. Backward's split into input and weight parts is not
+published. Of qwen3-235b-lora's adapters, rank 16 on attention's linear layers is our assumption.
+The embedding's time is not published either; its parameters, gradients and optimizer state belong
+to block 0.
 
     python -m roundel.traces.published DIR      writes the files of the library
 """
@@ -111,7 +110,7 @@ _PUBLISHED = {
             active_experts=8,
             qk_norm=True,
         ),
-        lora_rank=32,
+        lora_rank=16,
     ),
 }
 
@@ -172,8 +171,7 @@ def _layer(name: str, times_ms: tuple[str, str], size: LayerBytes) -> LayerCost:
 
 def _provenance(lora_rank: int) -> str:
     lora = (
-        f"; LoRA rank {lora_rank} on all linear layers of the blocks, as in the authors' training "
-        f"script, all else frozen"
+        f"; LoRA rank {lora_rank} on attention's linear layers (assumed), all else frozen"
         if lora_rank
         else ""
     )

@@ -3,9 +3,8 @@
 Mixed-precision training with AdamW (arXiv 1910.02054, section 3.1): weights, gradients and
 activations have 2 bytes an element, the optimizer holds a float32 master copy and two float32
 moments, 12 bytes a parameter. Biases and attention sinks are left out (gpt-oss: 0.1 % of its
-parameters). With LoRA (arXiv 2106.09685) of rank r every linear layer of the blocks, experts
-and router included, is frozen and has an adapter of r x (in + out) parameters, which alone is
-trained; norms, embedding and head are frozen.
+parameters). With LoRA of rank r each of attention's four linear layers has an adapter of
+r x (in + out) parameters, as in the paper (arXiv 2106.09685, section 4.2); all else is frozen.
 """
 
 from collections.abc import Iterator
@@ -67,7 +66,6 @@ class LayerBytes(NamedTuple):
 
 class _Linear(NamedTuple):
     copies: int
-    active: int
     inputs: int
     outputs: int
 
@@ -127,8 +125,8 @@ def model_params(shape: DecoderShape) -> int:
 
 
 def lora_params(shape: DecoderShape, rank: int) -> int:
-    """Parameters of one block's adapters: rank x (in + out) for each linear layer."""
-    return rank * sum(layer.copies * (layer.inputs + layer.outputs) for layer in _linears(shape))
+    """Parameters of one block's adapters: rank x (in + out) for each linear layer of attention."""
+    return rank * sum(layer.copies * (layer.inputs + layer.outputs) for layer in _attention(shape))
 
 
 def block_saved_bytes(shape: DecoderShape) -> int:
@@ -139,13 +137,14 @@ def block_saved_bytes(shape: DecoderShape) -> int:
     scores, a float32 logsumexp a head instead) and without dropout. In elements: both norms'
     outputs and the residual sum between them (3 hidden); query, key and value, and the inputs of
     the q and k norms; the attention's output (query); gate, up and their product (3 ffn for each
-    active expert). A mixture also keeps each active expert's input and its output before
-    weighting (2 hidden for each), and the router's float32 probabilities.
+    active expert). A mixture also keeps each active expert's input, output and weighted output
+    (3 hidden for each; PyTorch's `index_add` keeps the last) and the router's float32
+    probabilities. What PyTorch saves for such blocks agrees, but for the routing's indices.
     """
     attention = 3 * shape.hidden + 2 * shape.query + 2 * shape.key
     normed = shape.query + shape.key if shape.qk_norm else 0
     mlp = 3 * shape.active_experts * shape.ffn
-    experts = 2 * shape.active_experts * shape.hidden if shape.has_router else 0
+    experts = 3 * shape.active_experts * shape.hidden if shape.has_router else 0
     floats = shape.heads + (shape.experts if shape.has_router else 0)
     return ELEMENT_BYTES * (attention + normed + mlp + experts) + FLOAT_BYTES * floats
 
@@ -153,9 +152,10 @@ def block_saved_bytes(shape: DecoderShape) -> int:
 def lora_saved_bytes(shape: DecoderShape, rank: int) -> int:
     """Bytes a token that adapters keep besides: each one's inner activation, `rank` elements.
 
-    Nothing is dropped in return: the input of each frozen linear layer is its adapter's too.
+    Nothing is dropped in return, though a frozen linear layer without an adapter needs no input
+    saved: an upper bound.
     """
-    return ELEMENT_BYTES * rank * sum(layer.active for layer in _linears(shape))
+    return ELEMENT_BYTES * rank * sum(layer.copies for layer in _attention(shape))
 
 
 def block_workspace_bytes(shape: DecoderShape) -> int:
@@ -182,11 +182,15 @@ def _state_bytes(params: int, trainable: int) -> dict[str, int]:
 
 
 def _linears(shape: DecoderShape) -> Iterator[_Linear]:
-    """The linear layers of one block: how many, how many work on a token, inputs and outputs."""
-    yield _Linear(1, 1, shape.hidden, shape.query)
-    yield _Linear(2, 2, shape.hidden, shape.key)
-    yield _Linear(1, 1, shape.query, shape.hidden)
-    yield _Linear(2 * shape.experts, 2 * shape.active_experts, shape.hidden, shape.ffn)
-    yield _Linear(shape.experts, shape.active_experts, shape.ffn, shape.hidden)
+    """The linear layers of one block: how many, inputs and outputs."""
+    yield from _attention(shape)
+    yield _Linear(2 * shape.experts, shape.hidden, shape.ffn)
+    yield _Linear(shape.experts, shape.ffn, shape.hidden)
     if shape.has_router:
-        yield _Linear(1, 1, shape.hidden, shape.experts)
+        yield _Linear(1, shape.hidden, shape.experts)
+
+
+def _attention(shape: DecoderShape) -> Iterator[_Linear]:
+    yield _Linear(1, shape.hidden, shape.query)
+    yield _Linear(2, shape.hidden, shape.key)
+    yield _Linear(1, shape.query, shape.hidden)

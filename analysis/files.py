@@ -1,0 +1,32 @@
+"""Output files: the mistakes one can make with their paths, in one line each."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..traces.errors import InputError
+
+
+def output_path(path: str | Path, what: str, suffixes: Collection[str] = ()) -> Path:
+    """`path`, ready to be written to.
+
+    Raises InputError where its folder is not there, it is a folder, or its suffix is none of
+    `suffixes` (empty: any). `what` names the kind of file.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{path}: cannot write this {what}: name it {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"{path}: cannot write this {what}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot write this {what}: there is no folder {path.parent}")
+    return path
+
+
+@contextmanager
+def writing(path: Path, what: str) -> Iterator[None]:
+    """Turn the system's refusals to write `path` into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot write this {what}: {error.strerror}") from None

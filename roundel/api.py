@@ -1,0 +1,168 @@
+"""simulate and compare: what policies would do on a machine, and which is best."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..analysis.metrics import Metrics, measure
+from ..policies.catalog import make_policy, policy_name
+from ..policies.lowering import lower_policy
+from ..policies.plan import Plan
+from ..policies.policy import Policy
+from ..policies.work import Work
+from ..sim.engine import simulate_program
+from ..traces.errors import InputError
+from ..traces.library import load_machine, load_trace, preset_for
+from ..traces.machine import Machine, ideal_machine
+from ..traces.timeline import Timeline
+from ..traces.trace import Trace
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What one policy would do: its timeline, and the figures of it."""
+
+    name: str
+    policy: Policy
+    work: Work
+    timeline: Timeline
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Step time, bubbles, memory and throughput."""
+        return measure(self.timeline)
+
+    def plan(self, step: int = 0) -> Plan:
+        """The policy's plan of one step of this work."""
+        return self.policy.plan(self.work, step)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Policies on the same work. `refused` says of each policy that cannot run why not."""
+
+    simulations: tuple[Simulation, ...]
+    refused: dict[str, str]
+
+    @property
+    def ranking(self) -> tuple[Simulation, ...]:
+        """The simulations, fastest step first; those that do not fit the memory come last."""
+        return tuple(
+            sorted(self.simulations, key=lambda each: (not each.metrics.fits, each.metrics.step_s))
+        )
+
+    @property
+    def best(self) -> Simulation | None:
+        """The fastest simulation that fits the memory, or None when none does."""
+        first = next(iter(self.ranking), None)
+        return first if first and first.metrics.fits else None
+
+    @property
+    def winner(self) -> Policy | None:
+        """The fastest policy that fits the memory, unchanged, or None when none does."""
+        return self.best.policy if self.best else None
+
+
+def make_work(
+    trace: Trace | str | Path,
+    *,
+    microbatches: int,
+    devices: int | None = None,
+    machine: Machine | str | Path | None = None,
+    hop_ns: int | None = None,
+) -> Work:
+    """What to plan for: a trace (or its name or file) on so many devices of a machine.
+
+    Without a machine: the preset with the trace's GPU if there is one with enough devices, else
+    one without limits whose transfers take no time; with `hop_ns` always the latter.
+    `hop_ns` replaces all link costs by a constant between different devices.
+    Raises InputError for anything that is not there or does not fit together.
+    """
+    loaded = trace if isinstance(trace, Trace) else load_trace(trace)
+    return Work(loaded, _machine(loaded, devices, machine, hop_ns), microbatches)
+
+
+def _machine(
+    trace: Trace, devices: int | None, machine: Machine | str | Path | None, hop_ns: int | None
+) -> Machine:
+    if machine is None:
+        if devices is None:
+            raise InputError("devices: give their number, or a machine")
+        preset = preset_for(trace.device, devices) if hop_ns is None else None
+        return preset or ideal_machine(devices, hop_ns or 0)
+    chosen = machine if isinstance(machine, Machine) else load_machine(machine)
+    chosen = chosen if devices is None else chosen.first_devices(devices)
+    return chosen if hop_ns is None else chosen.with_hop(hop_ns)
+
+
+def simulate(
+    trace: Trace | str | Path,
+    policy: Policy | str = "round-robin",
+    *,
+    microbatches: int,
+    devices: int | None = None,
+    machine: Machine | str | Path | None = None,
+    hop_ns: int | None = None,
+    steps: int = 1,
+) -> Simulation:
+    """Simulate `steps` steps, back to back, of a policy (an object, a name or `file.py:Class`).
+
+    See `make_work` for the other arguments. Raises InputError.
+    """
+    work = make_work(
+        trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
+    )
+    return simulate_work(work, policy, steps)
+
+
+def simulate_work(work: Work, policy: Policy | str, steps: int = 1) -> Simulation:
+    """Simulate a policy on work that is already made. Raises InputError."""
+    if steps < 1:
+        raise InputError(f"steps: must be at least 1, got {steps}")
+    chosen = make_policy(policy) if isinstance(policy, str) else policy
+    name = policy_name(chosen)
+    return Simulation(
+        name, chosen, work, simulate_program(lower_policy(chosen, work, steps), name)
+    )
+
+
+def compare(
+    trace: Trace | str | Path,
+    policies: Iterable[Policy | str],
+    *,
+    microbatches: int,
+    devices: int | None = None,
+    machine: Machine | str | Path | None = None,
+    hop_ns: int | None = None,
+    steps: int = 1,
+) -> Comparison:
+    """Simulate several policies on the same work. `compare(...).winner` is the best one.
+
+    See `make_work` for the other arguments. Raises InputError where the work is wrong; a policy
+    that cannot run it is not an error but `refused`.
+    """
+    work = make_work(
+        trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
+    )
+    return compare_work(work, tuple(policies), steps)
+
+
+def compare_work(
+    work: Work,
+    policies: Sequence[Policy | str],
+    steps: int = 1,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Comparison:
+    """Simulate several policies on work that is already made, calling `progress` before each."""
+    if steps < 1:
+        raise InputError(f"steps: must be at least 1, got {steps}")
+    simulations, refused = [], {}
+    for policy in policies:
+        chosen = make_policy(policy) if isinstance(policy, str) else policy
+        progress(policy_name(chosen))
+        try:
+            simulations.append(simulate_work(work, chosen, steps))
+        except InputError as error:
+            refused[policy_name(chosen)] = str(error)
+    return Comparison(tuple(simulations), refused)

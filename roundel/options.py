@@ -1,0 +1,200 @@
+"""The command line's options that several commands share, and how they become policies and work."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..policies.catalog import known_knobs, make_policy
+from ..policies.plan import Optimizer, Place, Recompute
+from ..policies.policy import Policy
+from ..policies.work import Work
+from ..traces.errors import InputError
+from .api import make_work
+
+WORK, POLICY, OUTPUT = "The work", "The policy's knobs", "Output"
+
+Trace = Annotated[str, typer.Argument(metavar="TRACE", help="A trace file, or a library name.")]
+Devices = Annotated[
+    int | None,
+    typer.Option("--devices", "-d", help="Number of devices.", rich_help_panel=WORK),
+]
+Microbatches = Annotated[
+    int, typer.Option("--microbatches", "-m", help="Microbatches a step.", rich_help_panel=WORK)
+]
+MachineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        help="A machine file, or a preset's name. Without it: the preset with the trace's GPU, "
+        "or one without limits.",
+        rich_help_panel=WORK,
+    ),
+]
+HopMs = Annotated[
+    float | None,
+    typer.Option(
+        "--hop-ms",
+        help="Replace all links by this constant time between different devices.",
+        rich_help_panel=WORK,
+    ),
+]
+Steps = Annotated[
+    int, typer.Option("--steps", help="Steps to run back to back.", rich_help_panel=WORK)
+]
+Partition = Annotated[
+    str | None,
+    typer.Option(
+        "--partition",
+        help='Layers per stage, head included: "3 3 4"; for round-robin forward / backward: '
+        '"7 7 7 7 / 1 3 3".',
+        rich_help_panel=POLICY,
+    ),
+]
+RecomputeOption = Annotated[
+    Recompute | None,
+    typer.Option("--recompute", help="Recompute activations.", rich_help_panel=POLICY),
+]
+Chunks = Annotated[
+    int | None,
+    typer.Option("--chunks", help="Stages per device, interleaved.", rich_help_panel=POLICY),
+]
+RoundSize = Annotated[
+    int | None,
+    typer.Option("--round-size", help="Fewest microbatches a round.", rich_help_panel=POLICY),
+]
+OptimizerOption = Annotated[
+    Optimizer | None,
+    typer.Option("--optimizer", help="Exact, or one step stale.", rich_help_panel=POLICY),
+]
+OptimizerOn = Annotated[
+    Place | None,
+    typer.Option("--optimizer-on", help="Where updates run.", rich_help_panel=POLICY),
+]
+Activations = Annotated[
+    Place | None,
+    typer.Option(
+        "--activations", help="Where inputs wait for recompute.", rich_help_panel=POLICY
+    ),
+]
+Clip = Annotated[
+    bool | None,
+    typer.Option("--clip", help="Clip gradients by global norm.", rich_help_panel=POLICY),
+]
+WeightShare = Annotated[
+    float | None,
+    typer.Option(
+        "--weight-share",
+        min=0.0,
+        max=1.0,
+        help="The weight gradients' part of backward, where the trace has no split.",
+        rich_help_panel=POLICY,
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE, a knob of your own policy.", rich_help_panel=POLICY),
+]
+
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Write pictures here.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
+]
+PolicyName = Annotated[
+    str,
+    typer.Option("--policy", "-p", help="A policy's name, or file.py:Class.", rich_help_panel=WORK),
+]
+
+
+def work_of(
+    trace: str, devices: int | None, microbatches: int, machine: str | None, hop_ms: float | None
+) -> Work:
+    """The work that the options describe. Raises InputError."""
+    if hop_ms is not None and not 0 <= hop_ms < 1e9:
+        raise InputError(f"--hop-ms: must be a time of 0 ms or more, got {hop_ms}")
+    hop_ns = None if hop_ms is None else round(hop_ms * 1e6)
+    return make_work(
+        trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
+    )
+
+
+def knobs_of(
+    partition: str | None = None,
+    recompute: str | None = None,
+    chunks: int | None = None,
+    round_size: int | None = None,
+    optimizer: str | None = None,
+    optimizer_on: str | None = None,
+    activations: str | None = None,
+    clip: bool | None = None,
+    weight_share: float | None = None,
+    own: list[str] | None = None,
+) -> dict[str, Any]:
+    """The knobs that were given, by their names in the policies. Raises InputError."""
+    knobs = {
+        **_parse_partition(partition),
+        "recompute": recompute,
+        "chunks": chunks,
+        "round_size": round_size,
+        "optimizer": optimizer,
+        "optimizer_on": optimizer_on,
+        "activations": activations,
+        "clip": clip,
+        "weight_share": weight_share,
+        **_parse_own(own or []),
+    }
+    return {name: value for name, value in knobs.items() if value is not None}
+
+
+def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
+    """Policies by name, each with those of the knobs that it has.
+
+    Raises InputError for a knob that none of them has.
+    """
+    unused = set(knobs)
+    policies = []
+    for name in names:
+        mine = {knob: value for knob, value in knobs.items() if knob in known_knobs(name)}
+        unused -= set(mine)
+        policies.append(make_policy(name, **mine))
+    if unused:
+        raise InputError(
+            f"{', '.join(sorted(unused))}: no policy among {', '.join(names)} has this knob"
+        )
+    return policies
+
+
+def _parse_partition(text: str | None) -> dict[str, tuple[int, ...]]:
+    if text is None:
+        return {}
+    parts = [part.replace(",", " ").split() for part in text.split("/")]
+    if len(parts) > 2 or not all(word.isdecimal() for part in parts for word in part):
+        raise InputError(
+            f'--partition: not a partition: {text!r}; write layer counts, as in "3 3 4" '
+            f'or, forward / backward, "7 7 7 7 / 1 3 3"'
+        )
+    counts = [tuple(map(int, part)) for part in parts]
+    names = ("partition", "backward_partition")
+    return dict(zip(names, counts, strict=False))
+
+
+def _parse_own(pairs: list[str]) -> dict[str, Any]:
+    knobs = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--set: write NAME=VALUE, got {pair!r}")
+        knobs[name] = _literal(value)
+    return knobs
+
+
+def _literal(text: str) -> Any:
+    from ast import literal_eval
+
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
