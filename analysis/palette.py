@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ..traces.timeline import KINDS
 
 COLOURS = {
-    "F": "#1F5FA6",
-    "R": "#A9DBF5",
+    "F": "#17508F",
+    "R": "#9AD2F0",
     "B": "#E69F00",
     "I": "#C44E00",
     "W": "#F5E76B",

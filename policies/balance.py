@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 
@@ -15,11 +16,10 @@ def balanced_cut(layer_ns: Sequence[int], homes: Sequence[int]) -> tuple[int, ..
     then shifted away from the slowest device as long as that makes it faster; that second aim is
     a descent, and not always the optimum.
     """
-    ends = [0, *accumulate(layer_ns)]
-    limit = slowest_stage_ns(layer_ns, len(homes))
-    bounds = _even_bounds(ends, len(homes), limit)
+    cut = _Cut([0, *accumulate(layer_ns)], homes, slowest_stage_ns(layer_ns, len(homes)))
+    bounds = cut.even_bounds()
     if len(set(homes)) < len(homes):
-        bounds = _relieved(bounds, ends, homes, limit)
+        bounds = cut.relieved(bounds)
     return tuple(stop - first for first, stop in pairwise(bounds))
 
 
@@ -45,79 +45,87 @@ def _fewest_stages(ends: list[int], limit: int) -> int:
     return stages
 
 
-def _even_bounds(ends: list[int], stages: int, limit: int) -> list[int]:
-    layers, bounds = len(ends) - 1, [0]
-    for stage, least in enumerate(_least_bounds(ends, stages, limit), start=1):
-        low = max(least, bounds[-1] + 1)
-        high = min(layers - (stages - stage), bisect_right(ends, ends[bounds[-1]] + limit) - 1)
-        bounds.append(_nearest(ends, stage, stages, low, high))
-    return bounds
+@dataclass(frozen=True)
+class _Cut:
+    """Cuts of layers that end at times `ends` into a stage per entry of `homes`, none over `limit`.
 
-
-def _least_bounds(ends: list[int], stages: int, limit: int) -> list[int]:
-    """How early each stage may end, so that the stages after it can hold the rest."""
-    bounds = [len(ends) - 1]
-    for after in range(1, stages):
-        least = bisect_left(ends, ends[bounds[-1]] - limit)
-        bounds.append(min(least, len(ends) - 1 - after))
-    return bounds[::-1]
-
-
-def _nearest(ends: list[int], stage: int, stages: int, low: int, high: int) -> int:
-    """The bound in [low, high] whose time is nearest to stage / stages of the whole."""
-    share = ends[-1] * stage
-    bound = bisect_left(ends, -(-share // stages), low, high)
-    if bound > low and share - ends[bound - 1] * stages <= ends[bound] * stages - share:
-        bound = bisect_left(ends, ends[bound - 1], low, bound)
-    return bound
-
-
-def _relieved(bounds: list[int], ends: list[int], homes: Sequence[int], limit: int) -> list[int]:
-    load = [0] * (max(homes) + 1)
-    for home, (first, stop) in zip(homes, pairwise(bounds), strict=True):
-        load[home] += ends[stop] - ends[first]
-    while better := next(_reliefs(bounds, ends, homes, limit, load), None):
-        bounds, load = better
-    return bounds
-
-
-def _reliefs(
-    bounds: list[int], ends: list[int], homes: Sequence[int], limit: int, load: list[int]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Bounds and loads after a shift of one layer away from the slowest device.
-
-    A shift moves a row of neighbouring bounds by one layer: the stage at its one end loses a
-    layer, the stage at its other end gains one, and those between pass theirs on. All devices
-    that it touches must end up faster than the slowest was.
+    `bounds[s]` is the first layer of stage `s`; the last bound is the number of layers.
     """
-    slowest = max(range(len(load)), key=load.__getitem__)
-    for stage in (number for number, home in enumerate(homes) if home == slowest):
-        for step in (1, -1):
-            yield from _shifts(bounds, ends, homes, limit, load, stage, step)
 
+    ends: list[int]
+    homes: Sequence[int]
+    limit: int
 
-def _shifts(
-    bounds: list[int],
-    ends: list[int],
-    homes: Sequence[int],
-    limit: int,
-    load: list[int],
-    stage: int,
-    step: int,
-) -> Iterator[tuple[list[int], list[int]]]:
-    new_bounds, new_load, slowest = bounds.copy(), load.copy(), load[homes[stage]]
-    bound, touched = stage + (step < 0), {homes[stage]}
-    while 0 < bound < len(homes):
-        loser, gainer = (bound, bound - 1) if step > 0 else (bound - 1, bound)
-        moved = abs(ends[new_bounds[bound] + step] - ends[new_bounds[bound]])
-        new_bounds[bound] += step
-        new_load[homes[loser]] -= moved
-        new_load[homes[gainer]] += moved
-        touched.add(homes[gainer])
-        first, stop = new_bounds[loser : loser + 2]
-        if not 0 < stop - first or ends[stop] - ends[first] > limit:
-            return
-        first, stop = new_bounds[gainer : gainer + 2]
-        if ends[stop] - ends[first] <= limit and all(new_load[d] < slowest for d in touched):
-            yield new_bounds.copy(), new_load.copy()
-        bound -= step
+    def even_bounds(self) -> list[int]:
+        """The bounds that lie nearest to even shares, the first one first."""
+        layers, stages = len(self.ends) - 1, len(self.homes)
+        bounds = [0]
+        for stage, least in enumerate(self._least_bounds(), start=1):
+            most = bisect_right(self.ends, self.ends[bounds[-1]] + self.limit) - 1
+            low, high = max(least, bounds[-1] + 1), min(most, layers - (stages - stage))
+            bounds.append(self._nearest(stage, low, high))
+        return bounds
+
+    def relieved(self, bounds: list[int]) -> list[int]:
+        """`bounds` after all shifts that make the slowest device faster."""
+        load = [0] * (max(self.homes) + 1)
+        for stage, home in enumerate(self.homes):
+            load[home] += self._stage_ns(bounds, stage)
+        while better := next(self._reliefs(bounds, load), None):
+            bounds, load = better
+        return bounds
+
+    def _stage_ns(self, bounds: list[int], stage: int) -> int:
+        return self.ends[bounds[stage + 1]] - self.ends[bounds[stage]]
+
+    def _least_bounds(self) -> list[int]:
+        """How early each stage may end, so that the stages after it can hold the rest."""
+        layers = len(self.ends) - 1
+        bounds = [layers]
+        for after in range(1, len(self.homes)):
+            least = bisect_left(self.ends, self.ends[bounds[-1]] - self.limit)
+            bounds.append(min(least, layers - after))
+        return bounds[::-1]
+
+    def _nearest(self, stage: int, low: int, high: int) -> int:
+        """The bound in [low, high] nearest in time to the even share of stages before it."""
+        ends, stages = self.ends, len(self.homes)
+        share = ends[-1] * stage
+        bound = bisect_left(ends, -(-share // stages), low, high)
+        if bound > low and abs(ends[bound - 1] * stages - share) <= ends[bound] * stages - share:
+            bound -= 1
+        return bisect_left(ends, ends[bound], low, bound)
+
+    def _reliefs(
+        self, bounds: list[int], load: list[int]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Bounds and loads after a shift of a layer away from the slowest device."""
+        slowest = load.index(max(load))
+        for stage in (number for number, home in enumerate(self.homes) if home == slowest):
+            yield from self._shifts(bounds, load, stage, 1)
+            yield from self._shifts(bounds, load, stage, -1)
+
+    def _shifts(
+        self, bounds: list[int], load: list[int], stage: int, step: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Bounds and loads after `stage` gave a layer to one before it (step 1) or after it (-1).
+
+        The stages between pass a layer on. No stage may get slower than the limit, and every
+        device that takes part must end up faster than the one of `stage` was.
+        """
+        homes, most = self.homes, load[self.homes[stage]]
+        bounds, load, touched = bounds.copy(), load.copy(), {homes[stage]}
+        moving = stage if step > 0 else stage + 1
+        while 0 < moving < len(homes):
+            giver, taker = (moving, moving - 1) if step > 0 else (moving - 1, moving)
+            layer_ns = abs(self.ends[bounds[moving] + step] - self.ends[bounds[moving]])
+            bounds[moving] += step
+            load[homes[giver]] -= layer_ns
+            load[homes[taker]] += layer_ns
+            touched.add(homes[taker])
+            if bounds[giver] == bounds[giver + 1] or self._stage_ns(bounds, giver) > self.limit:
+                return
+            fits = self._stage_ns(bounds, taker) <= self.limit
+            if fits and all(load[device] < most for device in touched):
+                yield bounds.copy(), load.copy()
+            moving -= step

@@ -87,21 +87,21 @@ def _chunks(table: OpTable, visits: Visits) -> tuple[Ints, Ints, Ints, NDArray[n
 
 def _gates(visits: Visits, visit: Ints) -> Ints:
     """The op whose end frees room for each upload, or -1."""
-    before = visit - COPIES
-    same = (before >= 0) & (visits.device[before] == visits.device[visit])
+    before = np.maximum(visit - COPIES, 0)
+    same = (visit >= COPIES) & (visits.device[before] == visits.device[visit])
     return np.where(same, visits.last_row[before], -1)
 
 
 def _keys(table: OpTable, visits: Visits, order: Order, visit: Ints, layer: Ints) -> Ints:
     """Uploads spread over the visit before, but not before the update that they need."""
-    before = visit - 1
-    same = (before >= 0) & (visits.device[before] == visits.device[visit])
+    before = np.maximum(visit - 1, 0)
+    same = (visit >= 1) & (visits.device[before] == visits.device[visit])
     starts = np.flatnonzero(np.diff(visit, prepend=-1))
     sizes = np.diff(np.append(starts, len(visit)))
     share = (np.arange(len(visit)) - np.repeat(starts, sizes)) / np.repeat(sizes, sizes)
     rows = visits.last_row[before] - visits.first_row[before] + 1
     row = visits.first_row[before] + (share * rows).astype(np.int64)
-    key = np.where(same, order.rank[np.where(same, row, 0)], -1)
+    key = np.where(same, order.rank[row], -1)
     source = visits.step[visit] - update_lag(table)
     later = np.flatnonzero(source >= 0)
     key[later] = np.maximum(key[later], order.update_rank[source[later], layer[later]])

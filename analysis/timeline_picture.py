@@ -1,0 +1,168 @@
+"""Pictures of timelines: what every lane does and when, idle time left white."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ..traces.timeline import KINDS, Timeline
+from .boxes import Boxes, draw_boxes
+from .figure import LEGEND_PX, LEGEND_ROW_PX, Page, picture_path, plain_frame, points, save
+from .idle import ComputeRows
+from .layout import LANE_TITLES, Layout, lay_out
+from .metrics import measure
+from .palette import BACKGROUND, COLOURS, LEGEND_ORDER, MEANINGS
+from .units import human_rate, human_seconds, human_share, time_unit
+
+_WIDTH_PX, _LEFT_PX, _RIGHT_PX = 1400, 152, 24
+_AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
+_MARGIN_PX, _HEADING_PX, _NOTE_PX, _TIME_AXIS_PX = 12, 54, 20, 46
+_LEGEND_COLUMNS = 6
+_SMALLEST_LANE_TITLE_PX = 12
+_MOST_STEP_MARKS = 12
+
+
+def draw_timeline(timeline: Timeline, path: str | Path, title: str | None = None) -> None:
+    """Draw `timeline` as png, svg or pdf (by the suffix of `path`), 1400 pixels wide.
+
+    A row a lane, a box a task, its colour the kind, its number the microbatch. `title` None means
+    the timeline's name. With many devices the rows become thinner, and beyond 20,000 tasks narrow
+    ones become pixels; the picture says so. Raises InputError for a wrong path.
+    """
+    _draw([timeline], [title], picture_path(path))
+
+
+def draw_pair(above: Timeline, below: Timeline, path: str | Path) -> None:
+    """Draw two timelines one above the other on one time axis, as `draw_timeline` does."""
+    _draw([above, below], [None, None], picture_path(path))
+
+
+def _draw(timelines: Sequence[Timeline], titles: Sequence[str | None], path: Path) -> None:
+    layouts = [lay_out(timeline) for timeline in timelines]
+    extent_ns = max(1, *(timeline.makespan_ns for timeline in timelines))
+    handles = _legend_handles(timelines)
+    legend_px = -(-len(handles) // _LEGEND_COLUMNS) * LEGEND_ROW_PX + 8
+    panels_px = sum(layout.height_px + _HEADING_PX + _NOTE_PX for layout in layouts)
+    page = Page.blank(_WIDTH_PX, _MARGIN_PX + panels_px + _TIME_AXIS_PX + legend_px)
+    top = _MARGIN_PX
+    for number, (timeline, layout) in enumerate(zip(timelines, layouts, strict=True)):
+        _heading(page, top, timeline, titles[number])
+        axes = page.axes(_LEFT_PX, top + _HEADING_PX, _AXES_PX, layout.height_px)
+        top += _HEADING_PX + layout.height_px
+        last = number == len(timelines) - 1
+        notes = _panel(axes, timeline, layout, extent_ns, last)
+        top += _TIME_AXIS_PX if last else 0
+        page.text(_LEFT_PX, top, notes, LEGEND_PX - 1, color="#555555", style="italic")
+        top += _NOTE_PX
+    page.legend(_LEFT_PX, top, handles, _LEGEND_COLUMNS)
+    save(page.figure, path)
+
+
+def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> None:
+    metrics = measure(timeline)
+    counts = f"{timeline.microbatches} microbatches a step"
+    figures = [
+        timeline.source,
+        f"{timeline.devices} GPU{'s' if timeline.devices > 1 else ''}, {counts}",
+        f"step {human_seconds(metrics.step_s)}",
+        f"bubble {human_share(metrics.bubble_ratio)}",
+        f"{human_rate(metrics.tokens_per_s)} tokens/s",
+    ]
+    if not metrics.fits:
+        figures.append("does not fit in memory")
+    name = shorten(title or timeline.name, 110, placeholder=" …")
+    page.text(_MARGIN_PX, top_px, name, 18, weight="bold")
+    page.text(_MARGIN_PX, top_px + 26, "   ·   ".join(figures), 14, color="#333333")
+
+
+def _panel(axes: Axes, timeline: Timeline, layout: Layout, extent_ns: int, last: bool) -> str:
+    """Draw one timeline into its axes, whose units are pixels; what is to be said about it."""
+    axes.set_facecolor(BACKGROUND)
+    axes.set_autoscale_on(False)
+    px_per_ns = _AXES_PX / extent_ns
+    boxes = Boxes.of(timeline, layout, px_per_ns)
+    pixels = draw_boxes(axes, boxes, layout, _AXES_PX)
+    axes.set_xlim(0, _AXES_PX)
+    axes.set_ylim(layout.height_px, 0)
+    _row_titles(axes, layout)
+    _step_marks(axes, timeline, px_per_ns)
+    _time_axis(axes, extent_ns, last)
+    return _notes(timeline, layout, pixels)
+
+
+def _row_titles(axes: Axes, layout: Layout) -> None:
+    """Name the devices and, where rows are high enough, their lanes, left of the axes."""
+    plain_frame(axes)
+    axes.set_yticks([])
+    named = int(layout.row_px.max(initial=0)) >= 14
+    every = _every(layout)
+    for number, group in enumerate(layout.groups):
+        y = group.top_px + (int(layout.row_px.max()) / 2 if named else group.height_px / 2)
+        if number % every == 0 or group.device < 0:
+            x = -(_LEFT_PX - _MARGIN_PX) if named else -8
+            place = "left" if named else "right"
+            _title(axes, x, y, group.title, 13, ha=place, weight="bold")
+    for lane, top, height in zip(layout.lanes, layout.top_px, layout.row_px, strict=True):
+        if named and height >= _SMALLEST_LANE_TITLE_PX:
+            _title(axes, -8, top + height / 2, LANE_TITLES[lane.kind], 12, ha="right")
+
+
+def _every(layout: Layout) -> int:
+    """Only every so many devices get a title, so that titles do not run into each other."""
+    pitch_px = layout.height_px / max(len(layout.groups), 1)
+    return max(1, int(np.ceil(14 / pitch_px)))
+
+
+def _title(axes: Axes, x: float, y: float, text: str, size_px: float, **style: str) -> None:
+    axes.text(x, y, text, size=points(size_px), va="center_baseline", clip_on=False, **style)
+
+
+def _step_marks(axes: Axes, timeline: Timeline, px_per_ns: float) -> None:
+    """A dashed line where each step's compute ends on all devices, if there are several steps."""
+    if not 2 <= timeline.steps <= _MOST_STEP_MARKS:
+        return
+    for step, end_ns in enumerate(ComputeRows.of(timeline).step_ends_ns().tolist()):
+        x = end_ns * px_per_ns
+        axes.axvline(x, color="#B3261E", linewidth=points(1.2), linestyle=(0, (4, 3)), zorder=4)
+        text = f"end of step {step} "
+        axes.text(x, -2, text, size=points(12), color="#B3261E", ha="right", va="bottom")
+
+
+def _time_axis(axes: Axes, extent_ns: int, labelled: bool) -> None:
+    factor, unit = time_unit(extent_ns)
+    times = MaxNLocator(nbins=12, steps=[1, 2, 2.5, 5, 10]).tick_values(0, extent_ns / factor)
+    times = times[(times >= 0) & (times * factor <= extent_ns)]
+    axes.set_xticks(times * factor * _AXES_PX / extent_ns)
+    if labelled:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda _, place: f"{times[place or 0]:g}"))
+        axes.set_xlabel(f"time ({unit})", size=points(13), labelpad=2)
+    else:
+        axes.set_xticklabels([])
+
+
+def _notes(timeline: Timeline, layout: Layout, pixels: bool) -> str:
+    notes = []
+    if layout.thinned:
+        rows = int(np.count_nonzero(layout.row_px))
+        kinds = {lane.kind: None for lane in layout.lanes}
+        order = ", ".join(LANE_TITLES[kind] for kind in LANE_TITLES if kind in kinds)
+        notes.append(f"{rows} rows, drawn thin; each GPU from the top: {order}")
+    if pixels:
+        notes.append(f"{len(timeline):,} tasks: narrow ones are mixed into pixels by their share")
+    return "; ".join(notes)
+
+
+def _legend_handles(timelines: Sequence[Timeline]) -> list[Patch]:
+    present = {KINDS[code] for timeline in timelines for code in np.unique(timeline.kind).tolist()}
+    # matplotlib fills a legend column by column; people read this one in rows.
+    kinds = _by_rows([kind for kind in LEGEND_ORDER if kind in present], _LEGEND_COLUMNS)
+    style = {"edgecolor": "#333333", "linewidth": points(0.7)}
+    return [Patch(facecolor=COLOURS[kind], label=MEANINGS[kind], **style) for kind in kinds]
+
+
+def _by_rows(items: list[str], columns: int) -> list[str]:
+    return [item for column in range(columns) for item in items[column::columns]]

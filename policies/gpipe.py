@@ -1,0 +1,44 @@
+"""GPipe (arXiv 1811.06965): all forwards, then all backwards."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .plan import Place, Plan, Recompute
+from .stages import backward_kinds, cut_stages, looped_homes, ops, weave
+from .work import Work
+
+
+@dataclass(frozen=True)
+class GPipe:
+    """One stage a device; every microbatch forward, then every microbatch backward, in order.
+
+    partition: layers per stage, first stage first, head included. None: the balanced cut.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    """
+
+    name: ClassVar[str] = "gpipe"
+
+    partition: tuple[int, ...] | None = None
+    recompute: Recompute = "none"
+    optimizer_on: Place = "device"
+    clip: bool = False
+
+    def plan(self, work: Work, step: int) -> Plan:
+        """The same plan for every step. Raises InputError when the partition does not fit."""
+        kinds = backward_kinds(self.name, self.recompute, "B")
+        homes = looped_homes(self.name, work.devices, chunks=1)
+        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds)
+        every = range(work.microbatches)
+        return Plan(
+            tuple(
+                (*ops("F", stage, every), *weave(*(ops(kind, stage, every) for kind in kinds)))
+                for stage in stages
+            ),
+            late_recompute=self.recompute == "late",
+            optimizer_on=self.optimizer_on,
+            clip=self.clip,
+        )
+
+    def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:
+        """The most microbatches of a stage that device `rank` holds at once: all."""
+        return microbatches

@@ -1,0 +1,259 @@
+"""The command line: `roundel simulate | compare | plan | traces`."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from ..policies.catalog import POLICIES
+from ..traces.errors import InputError
+from . import options as opt
+from . import report
+from .api import Comparison, Simulation, compare_work, simulate_work
+
+app = typer.Typer(
+    name="roundel",
+    help="Simulate every pipeline schedule on your hardware, pick the best, and train with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+progress = Console(stderr=True)
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for words that it does not understand."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line. A wrong input is one line on standard error, and exit code 2."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except InputError as error:
+        _fail(str(error))
+    except UsageError as error:
+        _fail(error.format_message())  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> NoReturn:
+    one_line = " ".join(message.split())
+    print(f"roundel: {one_line}", file=sys.stderr)
+    sys.exit(2)
+
+
+@app.command(
+    epilog="Example: roundel simulate qwen3-1.7b-rtx4090 --policy round-robin "
+    "--devices 8 --microbatches 16 --plot steps.png"
+)
+def simulate(
+    trace: opt.Trace,
+    policy: opt.PolicyName,
+    microbatches: opt.Microbatches,
+    devices: opt.Devices = None,
+    machine: opt.MachineOption = None,
+    steps: opt.Steps = 1,
+    hop_ms: opt.HopMs = None,
+    partition: opt.Partition = None,
+    recompute: opt.RecomputeOption = None,
+    chunks: opt.Chunks = None,
+    round_size: opt.RoundSize = None,
+    optimizer: opt.OptimizerOption = None,
+    optimizer_on: opt.OptimizerOn = None,
+    activations: opt.Activations = None,
+    clip: opt.Clip = None,
+    weight_share: opt.WeightShare = None,
+    own: opt.Set = None,
+    plot: opt.Plot = None,
+    memory_plot: Annotated[
+        Path | None,
+        typer.Option("--memory-plot", help="Draw memory over time.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(
+            "--perfetto",
+            help="Write a Chrome trace for ui.perfetto.dev (.json or .json.gz).",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write the tasks as CSV.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Simulate one policy: step time, bubbles, transfers, memory; its picture with --plot."""
+    knobs = opt.knobs_of(
+        partition,
+        recompute,
+        chunks,
+        round_size,
+        optimizer,
+        optimizer_on,
+        activations,
+        clip,
+        weight_share,
+        own,
+    )
+    chosen = opt.policies_of([policy], knobs)[0]
+    work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
+    with _busy(f"simulating {policy}"):
+        simulation = simulate_work(work, chosen, steps)
+        report.write_outputs(simulation, plot, memory_plot, perfetto, csv)
+    if as_json:
+        print(json.dumps(_json(simulation)))
+    else:
+        report.print_simulation(Console(), simulation)
+
+
+@app.command(
+    epilog="Example: roundel compare llama-3.1-8b-rtx4090 --policies gpipe,1f1b,round-robin "
+    "--devices 8 --microbatches 16 --plot pictures"
+)
+def compare(
+    trace: opt.Trace,
+    microbatches: opt.Microbatches,
+    policies: Annotated[
+        str,
+        typer.Option(
+            "--policies",
+            help="Names, or file.py:Class, with commas between; or all.",
+            rich_help_panel=opt.WORK,
+        ),
+    ] = "all",
+    devices: opt.Devices = None,
+    machine: opt.MachineOption = None,
+    steps: opt.Steps = 1,
+    hop_ms: opt.HopMs = None,
+    partition: opt.Partition = None,
+    recompute: opt.RecomputeOption = None,
+    chunks: opt.Chunks = None,
+    round_size: opt.RoundSize = None,
+    optimizer: opt.OptimizerOption = None,
+    optimizer_on: opt.OptimizerOn = None,
+    activations: opt.Activations = None,
+    clip: opt.Clip = None,
+    weight_share: opt.WeightShare = None,
+    own: opt.Set = None,
+    fair: Annotated[
+        bool,
+        typer.Option(
+            "--fair",
+            help="Also run every policy with the same early recompute, and say what is left of "
+            "round-robin's advantage.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", help="Write the pictures into this folder.", rich_help_panel=opt.OUTPUT
+        ),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Simulate several policies on the same work: the table, the pictures and the winner."""
+    knobs = opt.knobs_of(
+        partition,
+        recompute,
+        chunks,
+        round_size,
+        optimizer,
+        optimizer_on,
+        activations,
+        clip,
+        weight_share,
+        own,
+    )
+    names = list(POLICIES) if policies == "all" else [name.strip() for name in policies.split(",")]
+    work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
+    with _busy("simulating") as status:
+        comparison = compare_work(work, opt.policies_of(names, knobs), steps, _say(status))
+        written = report.write_pictures(comparison, plot, _say(status)) if plot else []
+    if as_json:
+        print(json.dumps(_comparison_json(comparison)))
+    else:
+        report.print_comparison(Console(), comparison, written)
+    if fair and not as_json:
+        with _busy("simulating with the same recompute for all") as status:
+            rows = report.fair_comparison(work, names, knobs, steps, _say(status))
+        report.print_fair(Console(), rows)
+
+
+@app.command(
+    epilog="Example: roundel plan qwen3-1.7b-rtx4090 --policy 1f1b --devices 4 --microbatches 8"
+)
+def plan(
+    trace: opt.Trace,
+    policy: opt.PolicyName,
+    microbatches: opt.Microbatches,
+    devices: opt.Devices = None,
+    machine: opt.MachineOption = None,
+    step: Annotated[
+        int, typer.Option("--step", min=0, help="Step number.", rich_help_panel=opt.WORK)
+    ] = 0,
+    hop_ms: opt.HopMs = None,
+    partition: opt.Partition = None,
+    recompute: opt.RecomputeOption = None,
+    chunks: opt.Chunks = None,
+    round_size: opt.RoundSize = None,
+    optimizer: opt.OptimizerOption = None,
+    weight_share: opt.WeightShare = None,
+    own: opt.Set = None,
+    csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print CSV, a device a row.", rich_help_panel=opt.OUTPUT),
+    ] = False,
+) -> None:
+    """Print a policy's plan: a column per device, the ops in order."""
+    knobs = opt.knobs_of(
+        partition,
+        recompute,
+        chunks,
+        round_size,
+        optimizer,
+        weight_share=weight_share,
+        own=own,
+    )
+    work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
+    made = opt.policies_of([policy], knobs)[0].plan(work, step)
+    made.check(work)
+    print(made.to_csv() if csv else made.grid(), end="")
+
+
+@app.command(epilog="Example: roundel traces")
+def traces() -> None:
+    """List the traces and machines of the library."""
+    report.print_library(Console())
+
+
+def _json(simulation: Simulation) -> dict[str, Any]:
+    return simulation.metrics.to_json(simulation.name)
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "winner": comparison.best.name if comparison.best else None,
+        "policies": [_json(simulation) for simulation in comparison.simulations],
+        "refused": comparison.refused,
+    }
+
+
+def _busy(what: str) -> Any:
+    """A spinner on a terminal, so that whoever waits sees what for; nothing elsewhere."""
+    return progress.status(what) if progress.is_terminal else nullcontext()
+
+
+def _say(status: Any) -> Any:
+    """A function that shows what is being worked on."""
+    return (lambda what: None) if status is None else (lambda what: status.update(what))

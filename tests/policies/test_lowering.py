@@ -1,0 +1,198 @@
+"""Plans in, lanes out: which transfers and updates there are, on which lane, in which order."""
+
+from roundel.policies.lowering import lower
+from roundel.policies.lower_weights import CHUNK_BYTES
+
+from ..costs import make_work
+from .lanes import dependencies, lanes
+from .test_plan import plan_of
+
+BYTES = {
+    "param_bytes": 4,
+    "grad_bytes": 4,
+    "optimizer_bytes": 24,
+    "output_bytes": 8,
+    "saved_bytes": 16,
+}
+TWO_DEVICES = ("0:1F0 0:1F1 0:1B0 0:1B1", "1:2F0 1:2B0 1:2F1 1:2B1")
+RECOMPUTED = (
+    "0:1F0 0:1F1 0:1R0 0:1B0 0:1R1 0:1B1",
+    "1:2F0 1:2B0 1:2F1 1:2B1",
+)
+
+
+def test_resident_weights_send_activations_and_gradients() -> None:
+    program = lower([plan_of(*TWO_DEVICES)], make_work(2, 2, 2, **BYTES))
+    assert lanes(program) == {
+        "gpu0 compute": ["0:1F0", "0:1F1", "0:1B0", "0:1B1", "update 0"],
+        "gpu0 peer": ["send 0m0>1", "send 0m1>1"],
+        "gpu1 compute": ["1:2F0", "1:2B0", "1:2F1", "1:2B1", "update 1"],
+        "gpu1 peer": ["send 0m0>0", "send 0m1>0"],
+    }
+
+
+def test_a_send_waits_for_its_op_and_is_waited_for() -> None:
+    program = lower([plan_of(*TWO_DEVICES)], make_work(2, 2, 2, **BYTES))
+    assert {("0:1F1", "send 0m1>1"), ("send 0m1>1", "1:2F1")} <= dependencies(program)
+    assert {("1:2B0", "send 0m0>0"), ("send 0m0>0", "0:1B0")} <= dependencies(program)
+
+
+def test_a_late_recompute_waits_for_the_gradient_an_early_one_does_not() -> None:
+    work = make_work(2, 2, 2, **BYTES)
+    late = dependencies(lower([plan_of(*RECOMPUTED, late_recompute=True)], work))
+    early = dependencies(lower([plan_of(*RECOMPUTED)], work))
+    assert ("send 0m0>0", "0:1R0") in late
+    assert ("send 0m0>0", "0:1R0") not in early
+    assert ("send 0m0>0", "0:1B0") in early
+
+
+def test_streamed_weights_go_up_before_a_visit_and_gradients_down_after_it() -> None:
+    plan = plan_of(
+        "0:1F0 0:1F1 1:2F0 1:2B0 1:2F1 1:2B1 0:1R0 0:1B0 0:1R1 0:1B1",
+        weights="streamed",
+        optimizer_on="host",
+        activations="host",
+    )
+    assert lanes(lower([plan], make_work(2, 1, 2, **BYTES))) == {
+        "gpu0 compute": "0:1F0 0:1F1 1:2F0 1:2B0 1:2F1 1:2B1 0:1R0 0:1B0 0:1R1 0:1B1".split(),
+        "gpu0 h2d": ["upload 0", "upload 1", "upload 0"],
+        "gpu0 d2h": ["download 1", "download 0"],
+        "host optimizer": ["update 1", "update 0"],
+    }
+
+
+def test_uploads_wait_for_room_and_for_the_update_of_the_step_before() -> None:
+    plan = plan_of(
+        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0",
+        weights="streamed",
+        optimizer_on="host",
+        activations="host",
+    )
+    work = make_work(2, 1, 1, **BYTES)
+    assert ("0:1F0", "upload 0") in dependencies(lower([plan], work))
+    assert ("update 0", "upload 0") not in dependencies(lower([plan], work))
+    assert ("update 0", "upload 0") in dependencies(lower([plan, plan], work))
+    assert ("update 1", "upload 1") in dependencies(lower([plan, plan], work))
+
+
+def test_a_stale_step_uses_the_update_before_the_last() -> None:
+    plan = plan_of(
+        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0",
+        weights="streamed",
+        optimizer="stale",
+        optimizer_on="host",
+        activations="host",
+    )
+    work = make_work(2, 1, 1, **BYTES)
+    assert ("update 0", "upload 0") not in dependencies(lower([plan, plan], work))
+    program = lower([plan, plan, plan], work)
+    steps = {
+        (int(program.step[before]), int(program.step[after]))
+        for before, after in zip(program.dep_before, program.dep_after, strict=True)
+        if program.source[after] == -1 and program.source[before] == program.target[before] == -1
+    }
+    assert steps == {(0, 2)}
+
+
+def test_activations_wait_on_the_host_for_a_recompute_elsewhere() -> None:
+    plan = plan_of(
+        "0:1F0 0:1F1 1:2R0 1:2B0 1:2R1 1:2B1",
+        "1:2F0 1:2F1 2:3F0 2:3B0 2:3F1 2:3B1 0:1R0 0:1B0 0:1R1 0:1B1",
+        weights="streamed",
+        optimizer_on="host",
+        activations="host",
+    )
+    rows = lanes(lower([plan], make_work(3, 2, 2, output_bytes=8)))
+    assert rows["gpu0 d2h"] == ["offload 0m0", "offload 0m1"]
+    assert rows["gpu0 h2d"] == ["fetch 0m0", "fetch 0m1"]
+    assert rows["gpu0 peer"] == ["send 0m0>1", "send 0m1>1", "send 0m0>1", "send 0m1>1"]
+
+
+def test_activations_on_the_device_are_sent_where_the_recompute_is() -> None:
+    plan = plan_of(
+        "0:1F0 1:2R0 1:2B0",
+        "1:2F0 2:3F0 2:3B0 0:1R0 0:1B0",
+        weights="streamed",
+        optimizer_on="host",
+        activations="device",
+    )
+    rows = lanes(lower([plan], make_work(3, 2, 1, output_bytes=8)))
+    assert rows["gpu0 peer"] == ["send 0m0>1", "send 0m0>1"]
+    assert "gpu0 d2h" not in rows
+
+
+def test_large_uploads_go_in_chunks_and_a_fetch_passes_between_them() -> None:
+    plan = plan_of(
+        "0:1F0 0:1F1 1:2F0 1:2F1 2:3F0 2:3B0 2:3F1 2:3B1 "
+        "1:2R0 1:2B0 1:2R1 1:2B1 0:1R0 0:1B0 0:1R1 0:1B1",
+        weights="streamed",
+        optimizer_on="host",
+        activations="host",
+    )
+    work = make_work(3, 1, 2, output_bytes=8, param_bytes=2 * CHUNK_BYTES + 1)
+    program = lower([plan], work)
+    assert lanes(program)["gpu0 h2d"] == (
+        ["upload 0", "upload 0+1", "upload 0+2", "upload 1", "upload 1+1", "upload 1+2"]
+        + ["upload 2", "upload 2+1", "fetch 0m0", "upload 2+2"]
+        + ["upload 1", "fetch 0m1", "upload 1+1", "upload 1+2"]
+        + ["upload 0", "upload 0+1", "upload 0+2"]
+    )
+    sizes = program.nbytes[program.lane_tasks[program.lane_start[1] :][:3]].tolist()
+    assert sizes == [CHUNK_BYTES, CHUNK_BYTES, 1]
+
+
+def test_resident_weights_updated_on_the_host_come_back_before_the_next_step() -> None:
+    plan = plan_of(*TWO_DEVICES, optimizer_on="host")
+    program = lower([plan, plan], make_work(2, 2, 2, **BYTES))
+    rows = lanes(program)
+    assert rows["gpu0 d2h"] == ["download 0", "download 0"]
+    assert rows["gpu0 h2d"] == ["upload 0", "upload 0"]
+    assert rows["host optimizer"] == ["update 1", "update 0", "update 1", "update 0"]
+    assert ("upload 0", "0:1F0") in dependencies(program)
+
+
+def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
+    plan = plan_of(
+        "0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host"
+    )
+    program = lower([plan], make_work(3, 1, 1, **BYTES))
+    rows = lanes(program)
+    assert rows["gpu0 compute"] == ["0:3F0", "0:3B0", "update 2", "update 1", "update 0"]
+    assert rows["gpu0 h2d"] == [f"upload {layer}" for layer in (0, 1, 2, 2, 1, 0)]
+    assert rows["gpu0 d2h"] == ["download 2", "download 1", "download 0"]
+    assert ("update 2", "upload 0") in dependencies(program)
+    assert ("update 1", "upload 0") not in dependencies(program)
+
+
+def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_device() -> None:
+    plan = plan_of(
+        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0 0:1F1 1:2F1 1:2B1 0:1R1 0:1B1",
+        weights="streamed",
+        optimizer_on="device",
+        activations="host",
+    )
+    program = lower([plan], make_work(2, 1, 2, **BYTES))
+    assert lanes(program)["gpu0 compute"][5:] == (
+        ["0:1F1", "1:2F1", "1:2B1", "update 1", "0:1R1", "0:1B1", "update 0"]
+    )
+    d2h = program.lane_tasks[program.lane_start[2] : program.lane_start[3]]
+    assert [(int(program.first[task]), int(program.nbytes[task])) for task in d2h] == (
+        [(1, 4), (0, 4), (1, 24 + 4), (0, 24 + 4)]  # gradients, then states with new weights
+    )
+    h2d = program.lane_tasks[program.lane_start[1] : program.lane_start[2]]
+    states = [int(program.nbytes[task]) for task in h2d if program.nbytes[task] > 4]
+    assert states == [24 + 4, 24 + 4]  # states with the first round's gradients
+
+
+def test_clipping_waits_for_every_gradient() -> None:
+    plan = plan_of(*TWO_DEVICES, clip=True)
+    program = lower([plan], make_work(2, 2, 2, **BYTES))
+    assert lanes(program)["host optimizer"] == ["norm 0"]
+    assert {("0:1B1", "norm 0"), ("1:2B1", "norm 0")} <= dependencies(program)
+    assert {("norm 0", "update 0"), ("norm 0", "update 1")} <= dependencies(program)
+
+
+def test_a_frozen_layer_has_no_gradient_and_no_update() -> None:
+    work = make_work(2, 2, 2, param_bytes=4, output_bytes=8)
+    rows = lanes(lower([plan_of(*TWO_DEVICES, optimizer_on="host")], work))
+    assert set(rows) == {"gpu0 compute", "gpu0 peer", "gpu1 compute", "gpu1 peer"}
