@@ -22,9 +22,10 @@ Floats = NDArray[np.float64]
 MOST_BOXES = 20_000
 MOST_LABELS = 20_000
 _EDGED_PX = 4.0
-_LABEL_PX = (12.0, 9.0)
+_EDGED_ROW_PX = 6
+_LABEL_PX = (12.0, 8.5)
 _DIGIT_EM = 0.64
-_MARGIN_EM = 0.3
+_MARGIN_EM = 0.2
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Boxes:
 
     @classmethod
     def of(cls, timeline: Timeline, layout: Layout, px_per_ns: float) -> "Boxes":
-        """A box a task."""
+        """A box a task, without those of lanes that are left out."""
         top = layout.top_px[timeline.lane].astype(np.float64)
-        return cls(
+        boxes = cls(
             left=timeline.start_ns * px_per_ns,
             right=timeline.end_ns * px_per_ns,
             top=top,
@@ -52,6 +53,7 @@ class Boxes:
             microbatch=timeline.microbatch,
             row=timeline.lane,
         )
+        return boxes if layout.row_px.all() else boxes.where(boxes.bottom > boxes.top)
 
     def __len__(self) -> int:
         return len(self.left)
@@ -68,24 +70,30 @@ class Boxes:
         return self.right - self.left
 
 
-def draw_boxes(axes: Axes, boxes: Boxes, layout: Layout, width_px: int) -> bool:
-    """Draw the boxes and their microbatch numbers; whether the narrow ones became pixels.
+def is_crowded(timeline: Timeline, width_px: int) -> bool:
+    """Whether there are too many tasks for boxes: MOST_BOXES, or more in a row than pixels."""
+    return len(timeline) > MOST_BOXES or int(np.bincount(timeline.lane).max(initial=0)) > width_px
 
-    The axes' units are pixels. Up to MOST_BOXES every task is a box of its own. Beyond it each
-    pixel is coloured by the shares of time that the kinds take in it, and only boxes that are wide
-    enough to have an edge are drawn as such.
+
+def draw_boxes(
+    axes: Axes, timeline: Timeline, layout: Layout, px_per_ns: float, width_px: int
+) -> None:
+    """Draw a box a task, and the microbatch numbers in them. The axes' units are pixels.
+
+    In a crowded timeline each pixel is coloured by the shares of time that the kinds take in it,
+    and only wide boxes in high rows are drawn as such.
     """
-    many = len(boxes) > MOST_BOXES
-    if many:
+    boxes = Boxes.of(timeline, layout, px_per_ns)
+    if is_crowded(timeline, width_px):
         image = coverage(boxes, layout, width_px)
         extent = (0, width_px, layout.height_px, 0)
         axes.imshow(image, extent=extent, aspect="auto", interpolation="nearest", zorder=1)
-    drawn = boxes.where(boxes.width >= _EDGED_PX) if many else boxes
-    if not many:
-        axes.add_collection(_bands(layout, width_px), autolim=False)
-    axes.add_collection(_collection(drawn), autolim=False)
+        high = boxes.bottom - boxes.top >= _EDGED_ROW_PX
+        axes.add_collection(_collection(boxes.where(high & (boxes.width >= _EDGED_PX))))
+    else:
+        axes.add_collection(_bands(layout, width_px))
+        axes.add_collection(_collection(boxes))
     draw_numbers(axes, boxes)
-    return many
 
 
 def coverage(boxes: Boxes, layout: Layout, width_px: int) -> NDArray[np.uint8]:
@@ -142,8 +150,11 @@ def _bands(layout: Layout, width_px: int) -> PolyCollection:
 
 
 def _collection(boxes: Boxes) -> PolyCollection:
-    """All boxes as one collection. No box is thinner than a hair; the wide ones have an edge."""
-    right = np.maximum(boxes.right, boxes.left + 0.5)
+    """All boxes as one collection, none thinner than a pixel; the wide ones have an edge.
+
+    A shorter task, such as a send, would vanish when its box is rounded to whole pixels.
+    """
+    right = np.maximum(boxes.right, boxes.left + 1.0)
     corners = _corners(boxes.left, right, boxes.top, boxes.bottom)
     edged = boxes.width >= _EDGED_PX
     return PolyCollection(

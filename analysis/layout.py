@@ -1,15 +1,18 @@
 """Where each lane of a timeline lies in a picture, in pixels from the top."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..traces.timeline import LANE_KINDS, Lane, Timeline
+from ..traces.timeline import LANE_KINDS, Lane, LaneKind, Timeline
 
 _COMPUTE_PX, _OTHER_PX, _GAP_PX, _GROUP_GAP_PX = 26, 16, 2, 9
 _TALLEST_PX = 1500
+_THINNEST_PX = 3
 _LARGEST_SCALE = 1.5
+_THIN_SCALE = 0.75
 LANE_TITLES = {
     "compute": "compute",
     "h2d": "host to GPU",
@@ -26,6 +29,7 @@ class Group:
     device: int
     top_px: int
     height_px: int
+    first_row_px: int
 
     @property
     def title(self) -> str:
@@ -43,14 +47,24 @@ class Layout:
     height_px: int
     thinned: bool
 
+    @property
+    def kinds(self) -> tuple[LaneKind, ...]:
+        """The kinds of the devices' lanes that are drawn, from the top."""
+        drawn = zip(self.lanes, self.row_px, strict=True)
+        kinds = {lane.kind for lane, height in drawn if height and lane.device >= 0}
+        return tuple(kind for kind in LANE_KINDS if kind in kinds)
+
 
 def lay_out(timeline: Timeline) -> Layout:
     """A row a lane that has work, devices in order and the host last.
 
-    A device's compute lane is always there. With many devices all rows become thinner, so that a
-    picture stays below about 1500 pixels as long as its rows have at least three.
+    A device's compute lane is always there. With many devices all rows become thinner, down to
+    three pixels, to keep the picture below about 1500 pixels; where even that would need more than
+    twice as much, transfer lanes are left out.
     """
-    groups = _grouped(timeline)
+    groups = _grouped(timeline, LANE_KINDS)
+    if sum(len(members) for members in groups.values()) * _THINNEST_PX > 2 * _TALLEST_PX:
+        groups = _grouped(timeline, ("compute", "optimizer"))
     natural = sum(_group_px(timeline.lanes, members, 1.0) for members in groups.values())
     scale = min(_LARGEST_SCALE, _TALLEST_PX / max(natural, 1))
     # A picture that would have to grow past its natural size does so only when it is small.
@@ -64,16 +78,17 @@ def lay_out(timeline: Timeline) -> Layout:
             row_px[lane] = _row_px(timeline.lanes[lane], scale)
             top_px[lane] = at
             at += int(row_px[lane]) + _scaled(_GAP_PX, scale)
-        placed.append(Group(device, top, at - top - _scaled(_GAP_PX, scale)))
+        height = at - top - _scaled(_GAP_PX, scale)
+        placed.append(Group(device, top, height, int(row_px[members[0]])))
         at += _scaled(_GROUP_GAP_PX, scale)
-    return Layout(timeline.lanes, top_px, row_px, tuple(placed), at, scale < 0.75)
+    return Layout(timeline.lanes, top_px, row_px, tuple(placed), at, scale < _THIN_SCALE)
 
 
-def _grouped(timeline: Timeline) -> dict[int, list[int]]:
-    """The lanes to draw by device, in the order of LANE_KINDS; the host's group is last."""
+def _grouped(timeline: Timeline, kinds: Sequence[LaneKind]) -> dict[int, list[int]]:
+    """The lanes of these kinds to draw by device, kinds in this order; the host's group is last."""
     used = np.bincount(timeline.lane, minlength=len(timeline.lanes)) > 0
     groups: dict[int, list[int]] = {device: [] for device in (*range(timeline.devices), -1)}
-    for kind in LANE_KINDS:
+    for kind in kinds:
         for number, lane in enumerate(timeline.lanes):
             if lane.kind == kind and (used[number] or kind == "compute"):
                 groups[lane.device].append(number)
@@ -86,7 +101,8 @@ def _group_px(lanes: tuple[Lane, ...], members: list[int], scale: float) -> int:
 
 
 def _row_px(lane: Lane, scale: float) -> int:
-    return max(_scaled(_COMPUTE_PX if lane.kind == "compute" else _OTHER_PX, scale), 3)
+    natural = _COMPUTE_PX if lane.kind == "compute" else _OTHER_PX
+    return max(_scaled(natural, scale), _THINNEST_PX)
 
 
 def _scaled(pixels: int, scale: float) -> int:

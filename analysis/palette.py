@@ -21,7 +21,7 @@ COLOURS = {
     "send": "#7F7F7F",
     "offload": "#6B2C6B",
     "fetch": "#8FD6B0",
-    "update": "#2B2B2B",
+    "update": "#454545",
     "norm": "#A88B6A",
 }
 MEANINGS = {

@@ -1,6 +1,7 @@
 """Pictures of timelines: what every lane does and when, idle time left white."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
@@ -10,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..traces.timeline import KINDS, Timeline
-from .boxes import Boxes, draw_boxes
+from .boxes import draw_boxes, is_crowded
 from .figure import LEGEND_PX, LEGEND_ROW_PX, Page, picture_path, plain_frame, points, save
 from .idle import ComputeRows
 from .layout import LANE_TITLES, Layout, lay_out
@@ -20,9 +21,8 @@ from .units import human_rate, human_seconds, human_share, time_unit
 
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX = 1400, 152, 24
 _AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
-_MARGIN_PX, _HEADING_PX, _NOTE_PX, _TIME_AXIS_PX = 12, 54, 20, 46
+_MARGIN_PX, _HEADING_PX, _NOTE_PX, _TIME_AXIS_PX, _STEP_MARK_PX = 12, 54, 22, 50, 16
 _LEGEND_COLUMNS = 6
-_SMALLEST_LANE_TITLE_PX = 12
 _MOST_STEP_MARKS = 12
 
 
@@ -42,24 +42,74 @@ def draw_pair(above: Timeline, below: Timeline, path: str | Path) -> None:
 
 
 def _draw(timelines: Sequence[Timeline], titles: Sequence[str | None], path: Path) -> None:
-    layouts = [lay_out(timeline) for timeline in timelines]
+    panels = [_Panel(timeline, lay_out(timeline)) for timeline in timelines]
     extent_ns = max(1, *(timeline.makespan_ns for timeline in timelines))
     handles = _legend_handles(timelines)
-    legend_px = -(-len(handles) // _LEGEND_COLUMNS) * LEGEND_ROW_PX + 8
-    panels_px = sum(layout.height_px + _HEADING_PX + _NOTE_PX for layout in layouts)
-    page = Page.blank(_WIDTH_PX, _MARGIN_PX + panels_px + _TIME_AXIS_PX + legend_px)
+    legend_px = -(-len(handles) // _LEGEND_COLUMNS) * LEGEND_ROW_PX
+    height_px = sum(panel.height_px for panel in panels) + _TIME_AXIS_PX + legend_px
+    page = Page.blank(_WIDTH_PX, height_px + 2 * _MARGIN_PX)
     top = _MARGIN_PX
-    for number, (timeline, layout) in enumerate(zip(timelines, layouts, strict=True)):
-        _heading(page, top, timeline, titles[number])
-        axes = page.axes(_LEFT_PX, top + _HEADING_PX, _AXES_PX, layout.height_px)
-        top += _HEADING_PX + layout.height_px
-        last = number == len(timelines) - 1
-        notes = _panel(axes, timeline, layout, extent_ns, last)
-        top += _TIME_AXIS_PX if last else 0
-        page.text(_LEFT_PX, top, notes, LEGEND_PX - 1, color="#555555", style="italic")
-        top += _NOTE_PX
+    for panel, title in zip(panels, titles, strict=True):
+        last = panel is panels[-1]
+        _draw_panel(page, top, panel, title, extent_ns, labelled=last)
+        top += panel.height_px + (_TIME_AXIS_PX if last else 0)
     page.legend(_LEFT_PX, top, handles, _LEGEND_COLUMNS)
     save(page.figure, path)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One timeline of a picture, with its heading above it and its note below it."""
+
+    timeline: Timeline
+    layout: Layout
+
+    @property
+    def heading_px(self) -> int:
+        return _HEADING_PX + (_STEP_MARK_PX if self.marks_steps else 0)
+
+    @property
+    def marks_steps(self) -> bool:
+        return 2 <= self.timeline.steps <= _MOST_STEP_MARKS
+
+    @property
+    def notes(self) -> str:
+        """What a reader must know about how this one is drawn."""
+        notes = []
+        if self.layout.thinned:
+            rows = int(np.count_nonzero(self.layout.row_px))
+            order = ", ".join(LANE_TITLES[kind] for kind in self.layout.kinds)
+            notes.append(f"{rows} rows, drawn thin; each GPU from the top: {order}")
+        if is_crowded(self.timeline, _AXES_PX):
+            count = f"{len(self.timeline):,} tasks"
+            notes.append(f"{count}: where they are narrow, their colours are mixed by their share")
+        return "; ".join(notes)
+
+    @property
+    def height_px(self) -> int:
+        return self.heading_px + self.layout.height_px + (_NOTE_PX if self.notes else 8)
+
+
+def _draw_panel(
+    page: Page, top_px: int, panel: _Panel, title: str | None, extent_ns: int, labelled: bool
+) -> None:
+    """Draw one timeline below `top_px`; its axes' units are pixels."""
+    timeline, layout = panel.timeline, panel.layout
+    _heading(page, top_px, timeline, title)
+    axes_px = top_px + panel.heading_px
+    axes = page.axes(_LEFT_PX, axes_px, _AXES_PX, layout.height_px)
+    axes.set_facecolor(BACKGROUND)
+    axes.set_autoscale_on(False)
+    px_per_ns = _AXES_PX / extent_ns
+    draw_boxes(axes, timeline, layout, px_per_ns, _AXES_PX)
+    axes.set_xlim(0, _AXES_PX)
+    axes.set_ylim(layout.height_px, 0)
+    _row_titles(axes, layout)
+    if panel.marks_steps:
+        _step_marks(axes, timeline, px_per_ns)
+    _time_axis(axes, extent_ns, labelled)
+    note_px = axes_px + layout.height_px + (_TIME_AXIS_PX if labelled else 4)
+    page.text(_LEFT_PX, note_px, panel.notes, LEGEND_PX, color="#555555", style="italic")
 
 
 def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> None:
@@ -79,35 +129,20 @@ def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> 
     page.text(_MARGIN_PX, top_px + 26, "   ·   ".join(figures), 14, color="#333333")
 
 
-def _panel(axes: Axes, timeline: Timeline, layout: Layout, extent_ns: int, last: bool) -> str:
-    """Draw one timeline into its axes, whose units are pixels; what is to be said about it."""
-    axes.set_facecolor(BACKGROUND)
-    axes.set_autoscale_on(False)
-    px_per_ns = _AXES_PX / extent_ns
-    boxes = Boxes.of(timeline, layout, px_per_ns)
-    pixels = draw_boxes(axes, boxes, layout, _AXES_PX)
-    axes.set_xlim(0, _AXES_PX)
-    axes.set_ylim(layout.height_px, 0)
-    _row_titles(axes, layout)
-    _step_marks(axes, timeline, px_per_ns)
-    _time_axis(axes, extent_ns, last)
-    return _notes(timeline, layout, pixels)
-
-
 def _row_titles(axes: Axes, layout: Layout) -> None:
     """Name the devices and, where rows are high enough, their lanes, left of the axes."""
     plain_frame(axes)
     axes.set_yticks([])
-    named = int(layout.row_px.max(initial=0)) >= 14
+    named = not layout.thinned
     every = _every(layout)
     for number, group in enumerate(layout.groups):
-        y = group.top_px + (int(layout.row_px.max()) / 2 if named else group.height_px / 2)
+        y = group.top_px + (group.first_row_px if named else group.height_px) / 2
         if number % every == 0 or group.device < 0:
             x = -(_LEFT_PX - _MARGIN_PX) if named else -8
             place = "left" if named else "right"
             _title(axes, x, y, group.title, 13, ha=place, weight="bold")
     for lane, top, height in zip(layout.lanes, layout.top_px, layout.row_px, strict=True):
-        if named and height >= _SMALLEST_LANE_TITLE_PX:
+        if named and height:
             _title(axes, -8, top + height / 2, LANE_TITLES[lane.kind], 12, ha="right")
 
 
@@ -122,9 +157,7 @@ def _title(axes: Axes, x: float, y: float, text: str, size_px: float, **style: s
 
 
 def _step_marks(axes: Axes, timeline: Timeline, px_per_ns: float) -> None:
-    """A dashed line where each step's compute ends on all devices, if there are several steps."""
-    if not 2 <= timeline.steps <= _MOST_STEP_MARKS:
-        return
+    """A dashed line where each step's compute ends on all devices."""
     for step, end_ns in enumerate(ComputeRows.of(timeline).step_ends_ns().tolist()):
         x = end_ns * px_per_ns
         axes.axvline(x, color="#B3261E", linewidth=points(1.2), linestyle=(0, (4, 3)), zorder=4)
@@ -142,18 +175,6 @@ def _time_axis(axes: Axes, extent_ns: int, labelled: bool) -> None:
         axes.set_xlabel(f"time ({unit})", size=points(13), labelpad=2)
     else:
         axes.set_xticklabels([])
-
-
-def _notes(timeline: Timeline, layout: Layout, pixels: bool) -> str:
-    notes = []
-    if layout.thinned:
-        rows = int(np.count_nonzero(layout.row_px))
-        kinds = {lane.kind: None for lane in layout.lanes}
-        order = ", ".join(LANE_TITLES[kind] for kind in LANE_TITLES if kind in kinds)
-        notes.append(f"{rows} rows, drawn thin; each GPU from the top: {order}")
-    if pixels:
-        notes.append(f"{len(timeline):,} tasks: narrow ones are mixed into pixels by their share")
-    return "; ".join(notes)
 
 
 def _legend_handles(timelines: Sequence[Timeline]) -> list[Patch]:

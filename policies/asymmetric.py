@@ -204,10 +204,12 @@ class _Fits:
 
     def backward(self, first: int, stop: int) -> bool:
         return self._within(
-            lambda field: 2 * field("param_bytes")
-            + field("grad_bytes")
-            + field("saved_bytes")
-            + field("output_bytes"),
+            lambda field: (
+                2 * field("param_bytes")
+                + field("grad_bytes")
+                + field("saved_bytes")
+                + field("output_bytes")
+            ),
             first,
             stop,
         )

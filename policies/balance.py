@@ -96,9 +96,7 @@ class _Cut:
             bound -= 1
         return bisect_left(ends, ends[bound], low, bound)
 
-    def _reliefs(
-        self, bounds: list[int], load: list[int]
-    ) -> Iterator[tuple[list[int], list[int]]]:
+    def _reliefs(self, bounds: list[int], load: list[int]) -> Iterator[tuple[list[int], list[int]]]:
         """Bounds and loads after a shift of a layer away from the slowest device."""
         slowest = load.index(max(load))
         for stage in (number for number, home in enumerate(self.homes) if home == slowest):

@@ -91,7 +91,9 @@ class ProgramBuilder:
         A use of -1 is none. Buffers of no bytes are left out; returns the numbers, -1 for those.
         """
         real = np.flatnonzero(nbytes > 0)
-        columns = [np.broadcast_to(np.asarray(value), nbytes.shape)[real] for value in (pool, alloc)]
+        columns = [
+            np.broadcast_to(np.asarray(value), nbytes.shape)[real] for value in (pool, alloc)
+        ]
         numbers = np.full(len(nbytes), -1, dtype=np.int64)
         numbers[real] = np.arange(self._buffer_count, self._buffer_count + len(real))
         self._buffer_count += len(real)
@@ -133,7 +135,10 @@ class ProgramBuilder:
 
 def _lanes(devices: int) -> tuple[Lane, ...]:
     on_devices = [
-        Lane(device, kind) for device in range(devices) for kind in LANE_KINDS if kind != "optimizer"
+        Lane(device, kind)
+        for device in range(devices)
+        for kind in LANE_KINDS
+        if kind != "optimizer"
     ]
     return (*on_devices, Lane(HOST, "optimizer"))
 

@@ -1,17 +1,18 @@
 """Interleaved 1F1B (arXiv 2104.04473, Megatron-LM): 1F1B over several chunks a device."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, alternate, backward_kinds, cut_stages, looped_homes, ops
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave
 from .work import Work
 
 
 @dataclass(frozen=True)
 class Interleaved1F1B:
-    """Stage s runs on device s modulo devices; rounds of microbatches visit one chunk after another.
+    """Stage s runs on device s modulo devices; rounds of microbatches visit chunk after chunk.
 
     Where the devices do not divide the microbatches, the rounds are longer, as even as they can be
     (a shorter last round can deadlock). With fewer microbatches than devices there is one round.
@@ -64,12 +65,13 @@ class Interleaved1F1B:
 def _rounds(devices: int, microbatches: int) -> list[range]:
     count = max(1, microbatches // devices)
     bounds = [microbatches * number // count for number in range(count + 1)]
-    return [range(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    return [range(*pair) for pair in pairwise(bounds)]
 
 
 def _order(chunks: list[Stage], kinds: str, rounds: list[range], warm_up: int) -> tuple[Op, ...]:
     forward = _run("F", chunks, rounds)
-    return alternate(forward, [_run(kind, chunks[::-1], rounds) for kind in kinds], warm_up)
+    backward = [_run(kind, chunks[::-1], rounds) for kind in kinds]
+    return (*forward[:warm_up], *weave(forward[warm_up:], *backward))
 
 
 def _run(kind: str, chunks: list[Stage], rounds: list[range]) -> list[Op]:

@@ -179,5 +179,3 @@ def _fetch(
     builder.use(parked, fetches)
     nbytes = copies.nbytes(table)[fetched]
     builder.buffers("boundary activations", device, nbytes, fetches, copies.last_use[fetched])
-
-

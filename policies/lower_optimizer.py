@@ -82,7 +82,10 @@ def _states(builder: ProgramBuilder, table: OpTable) -> None:
 def _update_ns(table: OpTable, layer: Ints, rate: Ints) -> NDArray[np.int64]:
     params = np.array([each.params_to_update for each in table.work.trace.layers], dtype=object)
     return np.array(
-        [ceil(n * 10**9 / r) if r else 0 for n, r in zip(params[layer], rate.tolist(), strict=True)],
+        [
+            ceil(n * 10**9 / r) if r else 0
+            for n, r in zip(params[layer], rate.tolist(), strict=True)
+        ],
         dtype=np.int64,
     )
 

@@ -26,7 +26,10 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
         check_ops(different, work)
     table = OpTable.of(plans, work)
     rules, steps = table.rules, table.steps
-    del plans, different  # At millions of ops, what is no longer needed is let go as soon as it can be.
+    del (
+        plans,
+        different,
+    )  # At millions of ops, what is no longer needed is let go as soon as it can be.
     check_table(table)
     visits = Visits.of(table)
     order = order_of(table, visits)

@@ -26,7 +26,9 @@ def memory_curves(
         mine = by_pool[bounds[pool] : bounds[pool + 1]]
         alloc = buffers.alloc[mine]
         taken = np.where(alloc >= 0, start_ns[alloc], 0)
-        curves.append(_curve(name, limit, taken, freed[mine], buffers.nbytes[mine], buffers.label[mine]))
+        curves.append(
+            _curve(name, limit, taken, freed[mine], buffers.nbytes[mine], buffers.label[mine])
+        )
     return tuple(curves)
 
 

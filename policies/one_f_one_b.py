@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, alternate, backward_kinds, cut_stages, looped_homes, ops
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave
 from .work import Work
 
 
@@ -46,4 +46,6 @@ class OneFOneB:
 
 def _order(stage: Stage, kinds: str, microbatches: int, warm_up: int) -> tuple[Op, ...]:
     every = range(microbatches)
-    return alternate(ops("F", stage, every), [ops(kind, stage, every) for kind in kinds], warm_up)
+    forward = ops("F", stage, every)
+    backward = [ops(kind, stage, every) for kind in kinds]
+    return (*forward[:warm_up], *weave(forward[warm_up:], *backward))

@@ -30,6 +30,8 @@ class Op(NamedTuple):
         """The op that prints as `text`. Raises InputError for anything else."""
         match = _PATTERN.fullmatch(text.strip())
         if match is None:
-            raise InputError(f'not an op: {text!r}; write it as in "0:4F2" (layers, kind, microbatch)')
+            raise InputError(
+                f'not an op: {text!r}; write it as in "0:4F2" (layers, kind, microbatch)'
+            )
         first, stop, kind, microbatch = match.groups()
         return cls(kind, int(first), int(stop), int(microbatch))

@@ -17,3 +17,9 @@ class Policy(Protocol):
     def plan(self, work: Work, step: int) -> Plan:
         """The plan of step number `step` (from 0)."""
         ...
+
+
+def policy_name(policy: Policy) -> str:
+    """What a policy is called: its `name` if it has one, else its class's."""
+    name = getattr(policy, "name", None)
+    return name if isinstance(name, str) else type(policy).__name__

@@ -1,6 +1,7 @@
 """Stages: a model's layers in contiguous ranges, each on one device, and the ops that run them."""
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, zip_longest
 
 from ..traces.errors import InputError
 from .balance import balanced_cut
@@ -37,16 +38,13 @@ def cut_stages(
         _check_enough_layers(policy, work, len(homes))
         partition = balanced_cut(layer_ns, homes)
     _check_partition(policy, work, partition, len(homes))
-    bounds = [sum(partition[:stage]) for stage in range(len(partition) + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(accumulate(partition, initial=0)))
 
 
 def backward_kinds(policy: str, recompute: Recompute, backward: str) -> str:
     """The kinds that make up one backward: `backward`, after an R where there is recompute."""
     if recompute not in ("none", "early", "late"):
-        raise InputError(
-            f"{policy}: recompute: must be none, early or late, got {recompute!r}"
-        )
+        raise InputError(f"{policy}: recompute: must be none, early or late, got {recompute!r}")
     return backward if recompute == "none" else "R" + backward
 
 
@@ -57,20 +55,8 @@ def ops(kind: str, stage: Stage, microbatches: Iterable[int]) -> list[Op]:
 
 
 def weave(*columns: Sequence[Op | None]) -> list[Op]:
-    """The ops of columns of equal length, row by row; None is a gap."""
-    return [op for row in zip(*columns, strict=True) for op in row if op is not None]
-
-
-def alternate(
-    forward: Sequence[Op], backward: Sequence[Sequence[Op]], warm_up: int
-) -> tuple[Op, ...]:
-    """`warm_up` forwards, then a forward and a backward in turn, then the other backwards.
-
-    `backward` has a column for each kind that makes up a backward.
-    """
-    warm_up = min(warm_up, len(forward))
-    late = [*forward[warm_up:], *[None] * warm_up]
-    return (*forward[:warm_up], *weave(late, *backward))
+    """The ops of columns, row by row; None, and a column that is shorter, leave a gap."""
+    return [op for row in zip_longest(*columns) for op in row if op is not None]
 
 
 def _layer_ns(policy: str, work: Work, kinds: str, weight_share: float | None) -> list[int]:

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..analysis.metrics import Metrics, measure
-from ..policies.catalog import make_policy, policy_name
-from ..policies.lowering import lower_policy
-from ..policies.plan import Plan
-from ..policies.policy import Policy
-from ..policies.work import Work
-from ..sim.engine import simulate_program
-from ..traces.errors import InputError
-from ..traces.library import load_machine, load_trace, preset_for
-from ..traces.machine import Machine, ideal_machine
-from ..traces.timeline import Timeline
-from ..traces.trace import Trace
+from .analysis.metrics import Metrics, measure
+from .policies.catalog import make_policy
+from .policies.lowering import lower_policy
+from .policies.plan import Plan
+from .policies.policy import Policy, policy_name
+from .policies.work import Work
+from .sim.engine import simulate_program
+from .traces.errors import InputError
+from .traces.library import load_machine, load_trace, preset_for
+from .traces.machine import Machine, ideal_machine
+from .traces.timeline import Timeline
+from .traces.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ def simulate_work(work: Work, policy: Policy | str, steps: int = 1) -> Simulatio
         raise InputError(f"steps: must be at least 1, got {steps}")
     chosen = make_policy(policy) if isinstance(policy, str) else policy
     name = policy_name(chosen)
-    return Simulation(
-        name, chosen, work, simulate_program(lower_policy(chosen, work, steps), name)
-    )
+    return Simulation(name, chosen, work, simulate_program(lower_policy(chosen, work, steps), name))
 
 
 def compare(

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..policies.catalog import known_knobs, make_policy
-from ..policies.plan import Optimizer, Place, Recompute
-from ..policies.policy import Policy
-from ..policies.work import Work
-from ..traces.errors import InputError
+from .policies.catalog import known_knobs, make_policy
+from .policies.plan import Optimizer, Place, Recompute
+from .policies.policy import Policy
+from .policies.work import Work
+from .traces.errors import InputError
 from .api import make_work
 
 WORK, POLICY, OUTPUT = "The work", "The policy's knobs", "Output"
@@ -73,9 +73,7 @@ OptimizerOn = Annotated[
 ]
 Activations = Annotated[
     Place | None,
-    typer.Option(
-        "--activations", help="Where inputs wait for recompute.", rich_help_panel=POLICY
-    ),
+    typer.Option("--activations", help="Where inputs wait for recompute.", rich_help_panel=POLICY),
 ]
 Clip = Annotated[
     bool | None,

@@ -87,5 +87,7 @@ class Network:
                 rates = [path.bytes_per_ns for path in paths if link in path.links]
                 fastest[link] = max(fastest.get(link, 0.0), *rates)
         return {
-            link for link in count if count[link] * fastest[link] > self.bytes_per_ns[link] * 1.000001
+            link
+            for link in count
+            if count[link] * fastest[link] > self.bytes_per_ns[link] * 1.000001
         }

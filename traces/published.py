@@ -4,6 +4,8 @@ Times are theirs: one block and the head (norm, projection, loss) for a microbat
 of 2048 tokens on one RTX 4090, fp16 with fp16 accumulation and flash attention. Bytes are computed
 from the models' public shapes by `shapes.py`. Backward's split into input and weight parts is not
 published. Of qwen3-235b-lora's adapters, rank 16 on attention's linear layers is our assumption.
+Their programs recompute blocks but not the head, so its recompute takes no time here. (So it is
+where loss and gradient are computed together in forward, and no logits are kept.)
 The embedding's time is not published either; its parameters, gradients and optimizer state belong
 to block 0.
 
@@ -161,12 +163,20 @@ def _layers(published: _Published) -> tuple[LayerCost, ...]:
         _layer(f"block.{number}", published.block_ms, block if number else first)
         for number in range(shape.layers)
     )
-    return (*blocks, _layer("head", published.head_ms, head))
+    return (*blocks, _layer("head", published.head_ms, head, recompute_ns=0))
 
 
-def _layer(name: str, times_ms: tuple[str, str], size: LayerBytes) -> LayerCost:
+def _layer(
+    name: str, times_ms: tuple[str, str], size: LayerBytes, recompute_ns: int | None = None
+) -> LayerCost:
     forward_ns, backward_ns = map(ms_to_ns, times_ms)
-    return LayerCost(name=name, forward_ns=forward_ns, backward_ns=backward_ns, **size._asdict())
+    return LayerCost(
+        name=name,
+        forward_ns=forward_ns,
+        backward_ns=backward_ns,
+        recompute_ns=recompute_ns,
+        **size._asdict(),
+    )
 
 
 def _provenance(lora_rank: int) -> str:
@@ -179,7 +189,7 @@ def _provenance(lora_rank: int) -> str:
         "published: arXiv 2604.27085 (forward_ns and backward_ns, one RTX 4090, fp16, microbatch "
         "of 4 x 2048 tokens); computed from the model's public shape, not measured: all bytes "
         f"(16-bit weights and gradients, float32 AdamW state) and trainable_params{lora}; the "
-        "embedding's bytes are in block.0, its time is not published"
+        "head is not recomputed; the embedding's bytes are in block.0, its time is not published"
     )
 
 

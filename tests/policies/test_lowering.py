@@ -152,9 +152,7 @@ def test_resident_weights_updated_on_the_host_come_back_before_the_next_step() -
 
 
 def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
-    plan = plan_of(
-        "0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host"
-    )
+    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
     program = lower([plan], make_work(3, 1, 1, **BYTES))
     rows = lanes(program)
     assert rows["gpu0 compute"] == ["0:3F0", "0:3B0", "update 2", "update 1", "update 0"]

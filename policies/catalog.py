@@ -1,0 +1,124 @@
+"""The policies by name, and a user's own from a file."""
+
+import sys
+import traceback
+from dataclasses import fields, is_dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import isabstract, signature
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from ..traces.errors import InputError, shown
+from .gpipe import GPipe
+from .interleaved_1f1b import Interleaved1F1B
+from .looped_bfs import LoopedBFS
+from .one_f_one_b import OneFOneB
+from .policy import Policy
+from .round_robin import RoundRobin
+from .zb_h1 import ZBH1
+from .zb_h2 import ZBH2
+from .zb_v import ZBV
+
+POLICIES: dict[str, type] = {
+    policy.name: policy
+    for policy in (
+        GPipe,
+        OneFOneB,
+        Interleaved1F1B,
+        LoopedBFS,
+        ZBH1,
+        ZBH2,
+        ZBV,
+        RoundRobin,
+    )
+}
+"""Every policy of the package, by its command-line name."""
+
+
+def make_policy(name: str, **knobs: object) -> Policy:
+    """The policy called `name`, or the class of a `file.py:Class`, with its knobs set.
+
+    Raises InputError for an unknown name or knob, and for a file or class that is of no use.
+    """
+    policy = _find(name)
+    known = known_knobs(policy)
+    for knob in knobs:
+        if knob not in known:
+            raise InputError(f"{name}: no knob {knob!r}; {_listed(known)}")
+    _check_needs_no_more(name, policy, knobs)
+    return cast(Policy, policy(**knobs))
+
+
+def known_knobs(policy: str | type) -> tuple[str, ...]:
+    """The names of a policy's knobs: its dataclass fields."""
+    found = _find(policy) if isinstance(policy, str) else policy
+    if not is_dataclass(found):
+        return ()
+    return tuple(knob.name for knob in fields(found) if knob.init)
+
+
+def _find(name: str) -> type:
+    if name in POLICIES:
+        return POLICIES[name]
+    path, _, class_name = name.rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(
+            f"no policy {name!r}; the policies are {', '.join(POLICIES)}, or file.py:Class"
+        )
+    return _policy_class(_load(Path(path)), class_name, shown(path))
+
+
+def _load(path: Path) -> ModuleType:
+    """The module in a user's file, run anew."""
+    if not path.is_file():
+        raise InputError(f"{shown(path)}: no such policy file")
+    # The absolute path as the module's name collides with no other, and dataclasses look it up.
+    spec = spec_from_file_location(str(path.resolve()), path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{shown(path)}: {_failure(error, path)}") from error
+    return module
+
+
+def _failure(error: BaseException, path: Path) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f"line {line}: " if line else ""
+    message = " ".join(str(error).split())
+    return f"{where}{type(error).__name__}" + (f": {message}" if message else "")
+
+
+def _policy_class(module: ModuleType, name: str, path: str) -> type:
+    policy = getattr(module, name, None)
+    if not isinstance(policy, type):
+        own = [key for key, value in vars(module).items() if _is_own_policy(value, module)]
+        found = f"its policies are {', '.join(own)}" if own else "it defines no policy"
+        raise InputError(f"{path}: no class {name!r}; {found}")
+    if not callable(getattr(policy, "plan", None)) or isabstract(policy):
+        raise InputError(f"{path}: {name} is no policy: it must define plan(self, work, step)")
+    return policy
+
+
+def _is_own_policy(value: object, module: ModuleType) -> bool:
+    return (
+        isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "plan")
+    )
+
+
+def _check_needs_no_more(name: str, policy: type, knobs: dict[str, object]) -> None:
+    try:
+        signature(policy).bind(**knobs)
+    except TypeError as error:
+        raise InputError(
+            f"{name}: the class must be usable without arguments, give each a default: {error}"
+        ) from None
+
+
+def _listed(knobs: tuple[str, ...]) -> str:
+    return f"its knobs are {', '.join(knobs)}" if knobs else "it has none"
