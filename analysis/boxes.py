@@ -1,6 +1,8 @@
 """The boxes of a timeline picture: as one collection, or as pixels where there are very many."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path as Outline
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..traces.timeline import KINDS, Timeline
 from .figure import points
@@ -45,8 +47,8 @@ class Boxes:
         """A box a task, without those of lanes that are left out."""
         top = layout.top_px[timeline.lane].astype(np.float64)
         boxes = cls(
-            left=timeline.start_ns * px_per_ns,
-            right=timeline.end_ns * px_per_ns,
+            left=timeline.start_ns.astype(np.float64) * px_per_ns,
+            right=timeline.end_ns.astype(np.float64) * px_per_ns,
             top=top,
             bottom=top + layout.row_px[timeline.lane],
             kind=timeline.kind,
@@ -105,7 +107,7 @@ def coverage(boxes: Boxes, layout: Layout, width_px: int) -> NDArray[np.uint8]:
     image[:] = np.array(_channels(BACKGROUND), dtype=np.uint8)
     for channel in range(3):
         line = _shares(boxes, colours[:, channel], rows, width_px) + np.maximum(1 - covered, 0)
-        values = np.clip(line * 255, 0, 255).astype(np.uint8)
+        values = np.rint(np.clip(line * 255, 0, 255)).astype(np.uint8)
         for row in np.flatnonzero(layout.row_px):
             top = layout.top_px[row]
             image[top : top + layout.row_px[row], :, channel] = values[row]
@@ -133,11 +135,11 @@ def _channels(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour.removeprefix("#")))
 
 
-def _corners(left: Floats, right: Floats, top: Floats, bottom: Floats) -> Floats:
-    """Rectangles as corners, shape (boxes, 4, 2)."""
+def _corners(left: Floats, right: Floats, top: Floats, bottom: Floats) -> Sequence[ArrayLike]:
+    """Rectangles as corners: an array of shape (boxes, 4, 2), for which matplotlib is fast."""
     x = np.stack([left, right, right, left], axis=1)
     y = np.stack([top, top, bottom, bottom], axis=1)
-    return np.stack([x, y], axis=2)
+    return cast(Sequence[ArrayLike], np.stack([x, y], axis=2))
 
 
 def _bands(layout: Layout, width_px: int) -> PolyCollection:

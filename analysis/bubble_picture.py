@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 from .figure import LEGEND_ROW_PX, Page, picture_path, plain_frame, points, save
 from .metrics import Metrics
 from .palette import BUBBLE_COLOURS, BUBBLE_MEANINGS, LIMIT_COLOUR, ink_on
-from .units import human_seconds, human_share
+from .units import human_seconds, human_share, shortened
 
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX, _MARGIN_PX = 1200, 210, 330, 14
 _AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
@@ -54,7 +52,7 @@ def _bars(axes: Axes, metrics: Mapping[str, Metrics]) -> None:
     longest = max([0.01, *(figures.bubble_ratio for figures in metrics.values())])
     axes.set_xlim(0, longest)
     axes.set_ylim(max(len(metrics), 1) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     axes.set_xlabel("bubble ratio", size=points(_FIGURE_PX), labelpad=3)
     places = np.arange(len(metrics))
     left = np.zeros(len(metrics))
@@ -100,7 +98,7 @@ def _figures_at_end(axes: Axes, place: int, figures: Metrics, longest: float) ->
     )
     text, colour = f"step {human_seconds(figures.step_s)}", "#333333"
     if not figures.fits:
-        text, colour = f"{text}, does not fit", LIMIT_COLOUR
+        text, colour = f"{text}, does not fit in memory", LIMIT_COLOUR
     axes.annotate(
         text,
         xy=(1, 0.5),
@@ -115,6 +113,6 @@ def _figures_at_end(axes: Axes, place: int, figures: Metrics, longest: float) ->
 
 
 def _names(axes: Axes, metrics: Mapping[str, Metrics]) -> None:
-    names = [shorten(policy, 24, placeholder=" …") for policy in metrics]
+    names = [shortened(policy, 24) for policy in metrics]
     axes.set_yticks(np.arange(len(names)), names, size=points(14))
     axes.tick_params(axis="y", length=0)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from .files import output_path, writing
 
@@ -59,12 +60,14 @@ class Page:
         size = (width_px / self.width_px, height_px / self.height_px)
         return self.figure.add_axes((*rectangle, *size))
 
-    def text(self, left_px: float, top_px: float, text: str, size_px: float, **style: str) -> None:
+    def text(self, left_px: float, top_px: float, text: str, size_px: float, **style: Any) -> None:
         """Text whose top left corner is here."""
         place = (left_px / self.width_px, 1 - top_px / self.height_px)
         self.figure.text(*place, text, size=points(size_px), va="top", ha="left", **style)
 
-    def legend(self, left_px: float, top_px: float, handles: Sequence[Patch], columns: int) -> None:
+    def legend(
+        self, left_px: float, top_px: float, handles: Sequence[Artist], columns: int
+    ) -> None:
         """A frameless legend whose top left corner is here."""
         self.figure.legend(
             handles=list(handles),

@@ -19,8 +19,8 @@ def spans_frame(timeline: Timeline) -> pd.DataFrame:
     device = np.array([lane.device for lane in timeline.lanes], dtype=np.int64)
     names = [lane.name for lane in timeline.lanes]
     columns = {
-        "kind": pd.Categorical.from_codes(timeline.kind.astype(np.int64), list(KINDS)),
-        "lane": pd.Categorical.from_codes(timeline.lane.astype(np.int64), names),
+        "kind": pd.Categorical.from_codes(timeline.kind, pd.Index(KINDS)),
+        "lane": pd.Categorical.from_codes(timeline.lane, pd.Index(names)),
         "device": device[timeline.lane.astype(np.intp)],
         "first": timeline.first,
         "stop": timeline.stop,
@@ -37,7 +37,7 @@ def spans_frame(timeline: Timeline) -> pd.DataFrame:
 def memory_frame(timeline: Timeline) -> pd.DataFrame:
     """One row a change: memory (its name), time_ns, used_bytes, limit_bytes (0: no limit)."""
     sizes = [len(curve.time_ns) for curve in timeline.memory]
-    names = [curve.name for curve in timeline.memory]
+    names = pd.Index([curve.name for curve in timeline.memory])
     limits = np.array([curve.limit_bytes for curve in timeline.memory], dtype=np.int64)
     columns = {
         "memory": pd.Categorical.from_codes(np.repeat(np.arange(len(sizes)), sizes), names),

@@ -77,7 +77,8 @@ class ComputeRows:
         last = np.zeros(self.devices, dtype=np.int64)
         np.minimum.at(first, self.device, self.start_ns)
         np.maximum.at(last, self.device, self.end_ns)
-        return np.maximum(last - first, 0)
+        spans: Longs = np.maximum(last - first, 0)
+        return spans
 
 
 def idle_time(rows: ComputeRows) -> IdleTime:
@@ -173,4 +174,5 @@ def _first_of_step(rows: ComputeRows, among: Flags, from_the_end: bool = False) 
 
 def _before_step_end(rows: ComputeRows, before: Longs, idle_from: Longs, gap: Longs) -> Longs:
     """How much of each gap lies before the end, on all devices, of the step of the op before."""
-    return np.clip(rows.step_ends_ns()[rows.step[before]] - idle_from, 0, gap)
+    drained: Longs = np.clip(rows.step_ends_ns()[rows.step[before]] - idle_from, 0, gap)
+    return drained

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from .idle import ComputeRows
 from .layout import LANE_TITLES, Layout, lay_out
 from .metrics import measure
 from .palette import BACKGROUND, COLOURS, LEGEND_ORDER, MEANINGS
-from .units import human_rate, human_seconds, human_share, time_unit
+from .units import human_rate, human_seconds, human_share, shortened, time_unit
 
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX = 1400, 152, 24
 _AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
@@ -44,7 +44,7 @@ def draw_pair(above: Timeline, below: Timeline, path: str | Path) -> None:
 def _draw(timelines: Sequence[Timeline], titles: Sequence[str | None], path: Path) -> None:
     panels = [_Panel(timeline, lay_out(timeline)) for timeline in timelines]
     extent_ns = max(1, *(timeline.makespan_ns for timeline in timelines))
-    handles = _legend_handles(timelines)
+    handles = _legend_handles(panels)
     legend_px = -(-len(handles) // _LEGEND_COLUMNS) * LEGEND_ROW_PX
     height_px = sum(panel.height_px for panel in panels) + _TIME_AXIS_PX + legend_px
     page = Page.blank(_WIDTH_PX, height_px + 2 * _MARGIN_PX)
@@ -73,13 +73,18 @@ class _Panel:
         return 2 <= self.timeline.steps <= _MOST_STEP_MARKS
 
     @property
+    def kinds(self) -> set[str]:
+        """The kinds of the tasks that are drawn."""
+        drawn = self.layout.row_px[self.timeline.lane] > 0
+        return {KINDS[code] for code in np.unique(self.timeline.kind[drawn]).tolist()}
+
+    @property
     def notes(self) -> str:
         """What a reader must know about how this one is drawn."""
         notes = []
         if self.layout.thinned:
-            rows = int(np.count_nonzero(self.layout.row_px))
-            order = ", ".join(LANE_TITLES[kind] for kind in self.layout.kinds)
-            notes.append(f"{rows} rows, drawn thin; each GPU from the top: {order}")
+            rows = ", ".join(LANE_TITLES[kind] for kind in self.layout.kinds)
+            notes.append(f"{self.timeline.devices} GPUs, rows drawn thin; each GPU's are: {rows}")
         if is_crowded(self.timeline, _AXES_PX):
             count = f"{len(self.timeline):,} tasks"
             notes.append(f"{count}: where they are narrow, their colours are mixed by their share")
@@ -124,7 +129,7 @@ def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> 
     ]
     if not metrics.fits:
         figures.append("does not fit in memory")
-    name = shorten(title or timeline.name, 110, placeholder=" …")
+    name = shortened(title or timeline.name, 110)
     page.text(_MARGIN_PX, top_px, name, 18, weight="bold")
     page.text(_MARGIN_PX, top_px + 26, "   ·   ".join(figures), 14, color="#333333")
 
@@ -152,7 +157,7 @@ def _every(layout: Layout) -> int:
     return max(1, int(np.ceil(14 / pitch_px)))
 
 
-def _title(axes: Axes, x: float, y: float, text: str, size_px: float, **style: str) -> None:
+def _title(axes: Axes, x: float, y: float, text: str, size_px: float, **style: Any) -> None:
     axes.text(x, y, text, size=points(size_px), va="center_baseline", clip_on=False, **style)
 
 
@@ -167,7 +172,8 @@ def _step_marks(axes: Axes, timeline: Timeline, px_per_ns: float) -> None:
 
 def _time_axis(axes: Axes, extent_ns: int, labelled: bool) -> None:
     factor, unit = time_unit(extent_ns)
-    times = MaxNLocator(nbins=12, steps=[1, 2, 2.5, 5, 10]).tick_values(0, extent_ns / factor)
+    locator = MaxNLocator(nbins=12, steps=[1, 2, 2.5, 5, 10])
+    times = np.asarray(locator.tick_values(0, extent_ns / factor))
     times = times[(times >= 0) & (times * factor <= extent_ns)]
     axes.set_xticks(times * factor * _AXES_PX / extent_ns)
     if labelled:
@@ -177,12 +183,14 @@ def _time_axis(axes: Axes, extent_ns: int, labelled: bool) -> None:
         axes.set_xticklabels([])
 
 
-def _legend_handles(timelines: Sequence[Timeline]) -> list[Patch]:
-    present = {KINDS[code] for timeline in timelines for code in np.unique(timeline.kind).tolist()}
+def _legend_handles(panels: Sequence[_Panel]) -> list[Patch]:
+    present = {kind for panel in panels for kind in panel.kinds}
     # matplotlib fills a legend column by column; people read this one in rows.
     kinds = _by_rows([kind for kind in LEGEND_ORDER if kind in present], _LEGEND_COLUMNS)
-    style = {"edgecolor": "#333333", "linewidth": points(0.7)}
-    return [Patch(facecolor=COLOURS[kind], label=MEANINGS[kind], **style) for kind in kinds]
+    return [
+        Patch(facecolor=COLOURS[kind], label=MEANINGS[kind], ec="#333333", lw=points(0.7))
+        for kind in kinds
+    ]
 
 
 def _by_rows(items: list[str], columns: int) -> list[str]:

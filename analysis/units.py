@@ -31,6 +31,11 @@ def human_rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if abs(per_second) >= 1000 else f"{per_second:.4g}"
 
 
+def shortened(text: str, most: int) -> str:
+    """`text`, cut to at most so many characters, an ellipsis marking the cut."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def time_unit(extent_ns: int) -> tuple[int, str]:
     """The unit in which times up to `extent_ns` read best, and its length in nanoseconds."""
     fitting = [unit for unit in _TIME_UNITS if abs(extent_ns) >= unit[0]]

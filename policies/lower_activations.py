@@ -96,6 +96,8 @@ def _hand_on(
     local = chosen[table.device[makers[chosen]] == copies.device[chosen]]
     builder.use(outputs[local], copies.last_use[local])
     far = chosen[table.device[makers[chosen]] != copies.device[chosen]]
+    # Of an op's several sends those that a recompute reads, much later, go last.
+    far = far[np.argsort(table.is_kind(R)[copies.first_use[far]], kind="stable")]
     maker, device = makers[far], copies.device[far]
     nbytes = copies.nbytes(table)[far]
     sends = builder.tasks(

@@ -121,6 +121,19 @@ def test_activations_on_the_device_are_sent_where_the_recompute_is() -> None:
     assert "gpu0 d2h" not in rows
 
 
+def test_what_the_next_stage_waits_for_is_sent_before_what_a_recompute_will_need() -> None:
+    plan = plan_of(
+        "0:2F0",
+        "1:2R0 1:2B0 0:1R0 0:1B0",
+        "2:3F0 2:3B0",
+        weights="streamed",
+        optimizer_on="host",
+        activations="device",
+    )
+    rows = lanes(lower([plan], make_work(3, 3, 1, output_bytes=8)))
+    assert rows["gpu0 peer"] == ["send 1m0>2", "send 0m0>1"]
+
+
 def test_large_uploads_go_in_chunks_and_a_fetch_passes_between_them() -> None:
     plan = plan_of(
         "0:1F0 0:1F1 1:2F0 1:2F1 2:3F0 2:3B0 2:3F1 2:3B1 "

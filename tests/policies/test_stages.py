@@ -1,0 +1,91 @@
+"""What a policy with fixed placement refuses, in one line that says what to do."""
+
+from collections.abc import Callable
+
+import pytest
+from roundel.policies.gpipe import GPipe
+from roundel.policies.interleaved_1f1b import Interleaved1F1B
+from roundel.policies.looped_bfs import LoopedBFS
+from roundel.policies.plan import Plan
+from roundel.policies.work import Work
+from roundel.policies.zb_h1 import ZBH1
+from roundel.policies.zb_v import ZBV
+from roundel.traces.errors import InputError
+from roundel.traces.machine import ideal_machine
+from roundel.traces.trace import LayerCost, Trace
+
+from ..costs import make_work
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (
+            lambda: GPipe().plan(make_work(3, 4, 1), 0),
+            "gpipe: 4 stages (4 devices x 1 a device) need at least as many layers, "
+            "the trace has 3 (head included); use fewer devices or chunks",
+        ),
+        (
+            lambda: ZBV().plan(make_work(3, 2, 1), 0),
+            "zb-v: 4 stages (2 devices x 2 a device) need at least as many layers, "
+            "the trace has 3 (head included); use fewer devices or chunks",
+        ),
+        (
+            lambda: GPipe(partition=(3, 0)).plan(make_work(3, 2, 1), 0),
+            "gpipe: partition 3 0: every stage must have at least one layer",
+        ),
+        (
+            lambda: Interleaved1F1B(partition=(2, 1)).plan(make_work(3, 2, 1), 0),
+            "interleaved-1f1b: partition 2 1: has 2 stages, "
+            "it must have 4 stages (2 devices x 2 a device)",
+        ),
+        (
+            lambda: GPipe(partition=(2, 2)).plan(make_work(3, 2, 1), 0),
+            "gpipe: partition 2 2: has 4 layers, the trace 3 (head included)",
+        ),
+        (
+            lambda: LoopedBFS(chunks=0).plan(make_work(3, 2, 1), 0),
+            "looped-bfs: chunks: must be at least 1, got 0",
+        ),
+        (
+            lambda: GPipe(recompute="soon").plan(make_work(3, 2, 1), 0),  # type: ignore[arg-type]
+            "gpipe: recompute: must be none, early or late, got 'soon'",
+        ),
+        (
+            lambda: ZBH1(weight_share=1.5).plan(make_work(3, 2, 1), 0),
+            "zb-h1: weight_share: must be from 0 to 1, got 1.5",
+        ),
+    ],
+)
+def test_refusals(plan: Callable[[], Plan], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        plan()
+    assert str(error.value) == message
+
+
+def unsplit_work() -> Work:
+    layers = tuple(LayerCost(name=f"layer.{n}", forward_ns=10, backward_ns=20) for n in range(4))
+    trace = Trace(name="t", device="d", provenance="p", microbatch_tokens=1, layers=layers)
+    return Work(trace, ideal_machine(2), 2)
+
+
+@pytest.mark.parametrize("partition", [None, (2, 2)])
+def test_zero_bubble_asks_for_a_split_or_a_share(partition: tuple[int, ...] | None) -> None:
+    with pytest.raises(InputError, match=r"layer layer\.0: the trace does not split its backward"):
+        ZBH1(partition=partition).plan(unsplit_work(), 0)
+    plan = ZBH1(partition=partition, weight_share=0.4).plan(unsplit_work(), 0)
+    assert plan.weight_share == 0.4
+
+
+def test_the_knobs_that_a_plan_carries() -> None:
+    plan = ZBV(optimizer_on="host", clip=True).plan(make_work(4, 2, 2), 0)
+    assert plan.optimizer_on == "host"
+    assert plan.clip
+    assert (plan.weights, plan.optimizer) == ("resident", "sync")
+
+
+def test_the_cut_counts_recompute_as_work() -> None:
+    """Forward and backward 1 + 9, 6 + 1, 6 + 1: the best cut is 10 | 14, with recompute 24 | 13."""
+    work = make_work([(1, 5, 4), (6, 1, 0), (6, 1, 0)], 2, 1)
+    assert GPipe().plan(work, 0).devices[0][0].stop == 1
+    assert GPipe(recompute="late").plan(work, 0).devices[0][0].stop == 2
