@@ -18,7 +18,7 @@ lint: $(READY)
 
 # mypy reads packages as they are installed: the folders at the top are one package there.
 types: $(READY)
-	rm -rf build/types && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/types .
+	rm -rf build && $(BIN)/pip install -q --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p roundel
 
 format: $(READY)

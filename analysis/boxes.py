@@ -1,7 +1,7 @@
 """The boxes of a timeline picture: as one collection, or as pixels where there are very many."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -83,11 +83,12 @@ def draw_boxes(
     """Draw a box a task, and the microbatch numbers in them. The axes' units are pixels.
 
     In a crowded timeline each pixel is coloured by the shares of time that the kinds take in it,
-    and only wide boxes in high rows are drawn as such.
+    and only wide boxes in high rows are drawn as such; tasks of lanes other than compute take up
+    to a pixel where there is room, so that short transfers can be seen.
     """
     boxes = Boxes.of(timeline, layout, px_per_ns)
     if is_crowded(timeline, width_px):
-        image = coverage(boxes, layout, width_px)
+        image = coverage(_widened(boxes, layout), layout, width_px)
         extent = (0, width_px, layout.height_px, 0)
         axes.imshow(image, extent=extent, aspect="auto", interpolation="nearest", zorder=1)
         high = boxes.bottom - boxes.top >= _EDGED_ROW_PX
@@ -112,6 +113,17 @@ def coverage(boxes: Boxes, layout: Layout, width_px: int) -> NDArray[np.uint8]:
             top = layout.top_px[row]
             image[top : top + layout.row_px[row], :, channel] = values[row]
     return image
+
+
+def _widened(boxes: Boxes, layout: Layout) -> Boxes:
+    """The boxes, those beside the compute lanes a pixel wide or up to the next one of their row."""
+    order = np.lexsort((boxes.left, boxes.row))
+    left, row = boxes.left[order], boxes.row[order]
+    beyond = np.append(np.where(np.diff(row) == 0, left[1:], np.inf), np.inf)
+    room = np.empty(len(boxes))
+    room[order] = np.minimum(left + 1.0, beyond)
+    beside = np.array([lane.kind != "compute" for lane in layout.lanes])[boxes.row]
+    return replace(boxes, right=np.where(beside, np.maximum(boxes.right, room), boxes.right))
 
 
 def _shares(boxes: Boxes, weight: Floats, rows: int, width_px: int) -> Floats:

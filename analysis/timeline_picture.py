@@ -22,6 +22,7 @@ from .units import human_rate, human_seconds, human_share, shortened, time_unit
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX = 1400, 152, 24
 _AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
 _MARGIN_PX, _HEADING_PX, _NOTE_PX, _TIME_AXIS_PX, _STEP_MARK_PX = 12, 54, 22, 50, 16
+_PANEL_GAP_PX = 20
 _LEGEND_COLUMNS = 6
 _MOST_STEP_MARKS = 12
 
@@ -46,13 +47,14 @@ def _draw(timelines: Sequence[Timeline], titles: Sequence[str | None], path: Pat
     extent_ns = max(1, *(timeline.makespan_ns for timeline in timelines))
     handles = _legend_handles(panels)
     legend_px = -(-len(handles) // _LEGEND_COLUMNS) * LEGEND_ROW_PX
-    height_px = sum(panel.height_px for panel in panels) + _TIME_AXIS_PX + legend_px
+    gaps_px = (len(panels) - 1) * _PANEL_GAP_PX
+    height_px = sum(panel.height_px for panel in panels) + gaps_px + _TIME_AXIS_PX + legend_px
     page = Page.blank(_WIDTH_PX, height_px + 2 * _MARGIN_PX)
     top = _MARGIN_PX
     for panel, title in zip(panels, titles, strict=True):
         last = panel is panels[-1]
         _draw_panel(page, top, panel, title, extent_ns, labelled=last)
-        top += panel.height_px + (_TIME_AXIS_PX if last else 0)
+        top += panel.height_px + (_TIME_AXIS_PX if last else _PANEL_GAP_PX)
     page.legend(_LEFT_PX, top, handles, _LEGEND_COLUMNS)
     save(page.figure, path)
 
@@ -87,7 +89,9 @@ class _Panel:
             notes.append(f"{self.timeline.devices} GPUs, rows drawn thin; each GPU's are: {rows}")
         if is_crowded(self.timeline, _AXES_PX):
             count = f"{len(self.timeline):,} tasks"
-            notes.append(f"{count}: where they are narrow, their colours are mixed by their share")
+            notes.append(
+                f"{count}: narrow ones share a pixel by time, short transfers take a whole one"
+            )
         return "; ".join(notes)
 
     @property

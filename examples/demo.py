@@ -1,6 +1,6 @@
 """The demo: five real models on eight RTX 4090s, every policy, who wins, and the pictures.
 
-    python examples/demo.py FOLDER
+python examples/demo.py FOLDER
 """
 
 import sys

@@ -9,7 +9,6 @@ from ..traces.errors import InputError
 from ..traces.machine import HOST
 from .work import Work
 
-
 Fits = Callable[[int, int], bool]
 """Whether a visit to layers [first, stop) fits the memory."""
 
@@ -218,7 +217,7 @@ class _Fits:
         if not self._limit:
             return True
         total = need(lambda field: self._sums[field][stop] - self._sums[field][first])
-        return total + max(self._workspace[first:stop]) + self._boundary <= self._limit
+        return bool(total + max(self._workspace[first:stop]) + self._boundary <= self._limit)
 
 
 _BOUNDARIES = 8

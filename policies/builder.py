@@ -82,7 +82,7 @@ class ProgramBuilder:
         self,
         label: str,
         pool: ArrayLike,
-        nbytes: NDArray[np.int64],
+        nbytes: Ints,
         alloc: ArrayLike,
         *uses: Ints,
     ) -> Ints:

@@ -1,11 +1,16 @@
 """Dag: tasks that wait for one another, and when each of them can run."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..traces.timeline import Ints
+
+
+def fast(array: NDArray[Any]) -> "memoryview[int]":
+    """The same memory with single elements read and written much faster than numpy does."""
+    return memoryview(array)  # type: ignore[arg-type]
 
 
 class Dag:
@@ -49,10 +54,10 @@ class Dag:
 
     def settle(self, ready: list[int]) -> list[int]:
         """Run the `ready` tasks and all that can follow; returns the held ones now ready."""
-        start, end = memoryview(self.start_ns), memoryview(self.end_ns)
-        duration, missing = memoryview(self._duration), memoryview(self._missing)
-        first, following = memoryview(self._first), memoryview(self._next)
-        held, order = memoryview(self._held), memoryview(self.order)
+        start, end = fast(self.start_ns), fast(self.end_ns)
+        duration, missing = fast(self._duration), fast(self._missing)
+        first, following = fast(self._first), fast(self._next)
+        held, order = fast(self._held), fast(self.order)
         waiting: list[int] = []
         done = self.done
         while ready:
@@ -72,11 +77,11 @@ class Dag:
         self.done = done
         return waiting
 
-    def blocked(self) -> Iterable[int]:
+    def blocked(self) -> Ints:
         """Tasks that never became ready: what they wait for waits for them."""
         stuck = np.ones(len(self.start_ns), dtype=np.bool_)
         stuck[self.order[: self.done]] = False
-        return np.flatnonzero(stuck).tolist()  # type: ignore[no-any-return]
+        return np.flatnonzero(stuck)
 
     def rank(self) -> NDArray[np.int64]:
         """Position of each task when sorted by end, ties in topological order."""

@@ -1,4 +1,4 @@
-"""Lowering, what passes between layers: activations forward, gradients back, and where they wait."""
+"""Lowering, what passes between layers: activations, gradients, and where they wait."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Copies:
 
     def nbytes(self, table: OpTable) -> Ints:
         """Bytes of each copy."""
-        return table.work.layer_bytes("output_bytes")[self.boundary]
+        return np.asarray(table.work.layer_bytes("output_bytes")[self.boundary])
 
 
 def lower_activations(builder: ProgramBuilder, table: OpTable, order: Order) -> None:

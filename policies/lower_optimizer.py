@@ -1,10 +1,10 @@
-"""Lowering, gradients and updates: gradients down, the optimizer layer by layer, states in transit."""
+"""Lowering, the optimizer: gradients down, updates layer by layer, states in transit."""
 
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..traces.timeline import KIND_CODE, Ints
 from .builder import ProgramBuilder
@@ -291,7 +291,12 @@ def _pass_through(
     state = bytes_of("optimizer_bytes")[batch.layer]
     waits = np.isin(batch.cell, partial.cell)
     parked = bytes_of("grad_bytes")[batch.layer] * waits
-    place = {"first": batch.layer, "stop": batch.layer + 1, "microbatch": -1, "step": batch.step}
+    place: dict[str, ArrayLike] = {
+        "first": batch.layer,
+        "stop": batch.layer + 1,
+        "microbatch": -1,
+        "step": batch.step,
+    }
     start = visits.first_row[batch.visit]
     opens = np.where(gate >= 0, order.rank[batch.last_grad], order.rank[start])
     latest = np.full(updated_cells(table), -1, dtype=np.int64)

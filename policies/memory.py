@@ -33,7 +33,7 @@ def memory_curves(
 
 
 def _curve(
-    name: str, limit: int, taken: Ints, freed: Ints, nbytes: NDArray[np.int64], label: Ints
+    name: str, limit: int, taken: Ints, freed: Ints, nbytes: Ints, label: Ints
 ) -> MemoryCurve:
     goes = freed >= 0
     times = np.concatenate((taken, freed[goes]))

@@ -41,7 +41,7 @@ def order_of(table: OpTable, visits: Visits) -> Order:
     dag = Dag(before, after, duration)
     dag.run_roots()
     if dag.done < len(duration):
-        raise InputError(_deadlock(table, np.asarray(dag.blocked())))
+        raise InputError(_deadlock(table, dag.blocked()))
     rank = dag.rank()
     return Order(
         rank[:rows],

@@ -62,4 +62,5 @@ def exposed_ns(
     last = end_ns[before] == ready[after]
     exposed = np.zeros(count, dtype=np.int64)
     np.maximum.at(exposed, after[last], idle[last])
-    return np.minimum(exposed, np.maximum(start_ns - free, 0))
+    np.minimum(exposed, np.maximum(start_ns - free, 0), out=exposed)
+    return exposed

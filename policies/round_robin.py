@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar
 
 from ..traces.errors import InputError
@@ -91,7 +92,7 @@ class RoundRobin:
         return cut
 
     def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
-        """A step's time with this cut if transfers took no time; of a stale step, the steady one."""
+        """A step's time with this cut if transfers took none; of a stale step, the steady one."""
         steps = 1 if self.optimizer == "sync" else STEPS
         table = OpTable.of([self._plan(work, step, cut) for step in range(steps)], work)
         ends = order_of(table, Visits.of(table)).step_end_ns
@@ -104,7 +105,7 @@ class RoundRobin:
             raise InputError(f"round_size: must be at least 1, got {size}")
         count = max(1, work.microbatches // size)
         bounds = [work.microbatches * number // count for number in range(count + 1)]
-        return [range(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        return [range(*pair) for pair in pairwise(bounds)]
 
 
 @lru_cache(maxsize=64)

@@ -75,4 +75,5 @@ def _same_layers(table: OpTable) -> Ints:
     layers = table.work.layers + 1
     place = table.device.astype(np.int64) * table.steps + table.step
     key = (place * layers + table.first) * layers + table.stop
-    return np.unique(key, return_inverse=True)[1]
+    _, visit = np.unique(key, return_inverse=True)
+    return np.asarray(visit)

@@ -9,11 +9,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from .policies.catalog import POLICIES
-from .traces.errors import InputError
 from . import options as opt
 from . import report
 from .api import Comparison, Simulation, compare_work, simulate_work
+from .policies.catalog import POLICIES
+from .traces.errors import InputError
 
 app = typer.Typer(
     name="roundel",

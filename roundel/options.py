@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from .api import make_work
 from .policies.catalog import known_knobs, make_policy
 from .policies.plan import Optimizer, Place, Recompute
 from .policies.policy import Policy
 from .policies.work import Work
 from .traces.errors import InputError
-from .api import make_work
 
 WORK, POLICY, OUTPUT = "The work", "The policy's knobs", "Output"
 

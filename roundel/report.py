@@ -44,7 +44,9 @@ def write_outputs(
         write_csv(timeline, csv)
 
 
-def write_pictures(comparison: Comparison, folder: Path, say: Say = lambda what: None) -> list[Path]:
+def write_pictures(
+    comparison: Comparison, folder: Path, say: Say = lambda what: None
+) -> list[Path]:
     """A timeline and a memory picture per policy, and one of all bubbles. Returns the files.
 
     Raises InputError when the folder cannot be made.
@@ -126,18 +128,19 @@ def verdict(comparison: Comparison) -> str:
         return "no winner: none of these policies fits the memory"
     others = [each for each in comparison.simulations if each is not best]
     fitting = [each for each in others if each.metrics.fits]
+    misfits = [each for each in others if not each.metrics.fits]
     said = [f"winner: {best.name}, {human_seconds(best.metrics.step_s)} a step"]
     if fitting:
         said.append(_against(best, fitting, "of the others that fit"))
-    if len(fitting) < len(others):
-        said.append(_against(best, [each for each in others if not each.metrics.fits], "of those that do not fit"))
+    if misfits:
+        said.append(_against(best, misfits, "of those that do not fit"))
     return "; ".join(said)
 
 
 def _against(best: Simulation, others: list[Simulation], which: str) -> str:
     second = min(others, key=lambda each: each.metrics.step_s)
-    ratio = second.metrics.step_s / best.metrics.step_s
-    faster = f"{human_share(ratio - 1)} faster" if ratio >= 1 else f"{human_share(1 - ratio)} slower"
+    lead = second.metrics.step_s / best.metrics.step_s - 1
+    faster = f"{human_share(abs(lead))} {'faster' if lead >= 0 else 'slower'}"
     return f"{faster} than {second.name}, the fastest {which}"
 
 
@@ -215,8 +218,9 @@ def _print_misfits(console: Console, simulation: Simulation) -> None:
 
 def _misfit(curve: MemoryCurve) -> str:
     holders = ", ".join(f"{what} {human_bytes(size)}" for what, size in curve.holders)
+    over, limit = human_bytes(curve.over_bytes), human_bytes(curve.limit_bytes)
     return (
-        f"{curve.name} is {human_bytes(curve.over_bytes)} over its {human_bytes(curve.limit_bytes)} "
+        f"{curve.name} is {over} over its {limit} "
         f"at {human_seconds(curve.peak_ns / 1e9)}: {holders}"
     )
 

@@ -1,10 +1,12 @@
 """simulate_program: what would happen. Every task at its time, shared links included."""
 
+from typing import cast
+
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from ..policies.dag import Dag
+from ..policies.dag import Dag, fast
 from ..policies.program import Program
 from ..policies.record import record
 from ..traces.timeline import Ints, Timeline
@@ -46,8 +48,8 @@ class _Run:
         self._links = SharedLinks(self._env, network.bytes_per_ns, contended, self._ended)
         self._dag = dag
         self._paths = paths
-        self._route = memoryview(_routes(program).astype(np.int64))
-        self._nbytes = memoryview(program.nbytes.astype(np.int64))
+        self._route = fast(_routes(program))
+        self._nbytes = fast(program.nbytes)
 
     def run(self) -> None:
         self._arrive(self._dag.run_roots())
@@ -57,10 +59,11 @@ class _Run:
         starts, now = self._dag.start_ns, int(self._env.now)
         for task in tasks:
             path = self._paths[self._route[task]]
-            event = self._env.timeout(int(starts[task]) + path.latency_ns - now)
-            event.callbacks.append(lambda _, t=task, p=path: self._enter(t, p))
+            event = self._env.timeout(int(starts[task]) + path.latency_ns - now, (task, path))
+            event.callbacks.append(self._enter)
 
-    def _enter(self, task: int, path: Path) -> None:
+    def _enter(self, arrival: simpy.Event) -> None:
+        task, path = cast(tuple[int, Path], arrival.value)
         self._links.enter(task, self._nbytes[task], path)
 
     def _ended(self, task: int) -> None:

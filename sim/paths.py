@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import networkx as nx
 
@@ -37,7 +38,7 @@ class Network:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.bytes_per_ns: list[float] = []
-        self._graph = nx.DiGraph()
+        self._graph: nx.DiGraph[str] = nx.DiGraph()
         self._graph.add_nodes_from([HOST, *(device.name for device in machine.devices)])
         for link in machine.links:
             self._add(link)
@@ -66,7 +67,7 @@ class Network:
             raise InputError(
                 f"machine {self.machine.name}: links: no path from {ends[0]} to {ends[1]}; add one"
             ) from None
-        edges = [self._graph.edges[pair] for pair in zip(nodes, nodes[1:], strict=False)]
+        edges = [self._graph.edges[pair] for pair in pairwise(nodes)]
         return Path(
             tuple(edge["number"] for edge in edges),
             sum(edge["link"].latency_ns for edge in edges),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
+
 from roundel.traces.timeline import KIND_CODE, Lane, MemoryCurve, Span, Timeline
 
 TOKEN = re.compile(r"([A-Za-z]+)(\d*)('*)")

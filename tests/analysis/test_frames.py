@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from roundel.analysis.frames import memory_frame, metrics_frame, spans_frame, write_csv
 from roundel.analysis.metrics import measure
 from roundel.traces.errors import InputError

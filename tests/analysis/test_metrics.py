@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from roundel.analysis.metrics import Bubble, measure, winner
 from roundel.traces.timeline import COMPUTE_KINDS, Lane, Span, Timeline
 

@@ -3,6 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+
 from roundel.analysis.palette import BUBBLE_COLOURS, BUBBLE_MEANINGS, COLOURS, MEANINGS, ink_on
 from roundel.traces.timeline import KINDS
 

@@ -6,8 +6,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+
 from roundel.analysis import boxes as boxes_module
-from roundel.analysis.boxes import Boxes, coverage, draw_boxes, is_crowded
+from roundel.analysis.boxes import Boxes, _widened, coverage, draw_boxes, is_crowded
 from roundel.analysis.bubble_picture import draw_bubbles
 from roundel.analysis.layout import lay_out
 from roundel.analysis.memory_picture import draw_memory, thinned
@@ -143,6 +144,13 @@ def test_pixels_hold_shares_of_colour():
     above, below = (image[layout.top_px[lane]].astype(int) for lane in (0, 1))
     np.testing.assert_allclose(above, [half, half], atol=1)
     np.testing.assert_allclose(below, [mixed, [255, 255, 255]], atol=1)
+
+
+def test_a_short_transfer_can_be_seen_among_pixels_but_compute_keeps_its_share():
+    timeline = build("gpu0: F . . . F . . .\n gpu0 peer: send . . . . . send send")
+    layout = lay_out(timeline)
+    boxes = _widened(Boxes.of(timeline, layout, 0.25), layout)
+    assert boxes.right.tolist() == [0.25, 1.25, 1.0, 2.5]
 
 
 def test_a_crowded_picture_is_drawn_as_pixels(tmp_path: Path):

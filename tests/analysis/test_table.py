@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 from rich.console import Console
+
 from roundel.analysis.metrics import Metrics, measure
 from roundel.analysis.table import comparison_rows, comparison_table
 

@@ -1,4 +1,5 @@
 import pytest
+
 from roundel.analysis.units import (
     byte_unit,
     human_bytes,

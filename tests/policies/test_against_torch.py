@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+
 from roundel.policies.gpipe import GPipe
 from roundel.policies.interleaved_1f1b import Interleaved1F1B
 from roundel.policies.looped_bfs import LoopedBFS

@@ -5,6 +5,7 @@ from itertools import accumulate, combinations, pairwise
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from roundel.policies.balance import balanced_cut, slowest_stage_ns
 
 Bounds = tuple[int, ...]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from roundel.policies.catalog import POLICIES, known_knobs, make_policy
 from roundel.policies.policy import Policy
 from roundel.traces.errors import InputError

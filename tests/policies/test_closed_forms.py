@@ -7,6 +7,7 @@ BFS 2211.05953, ZB-H1 and ZB-H2 2401.10241, ZB-V 2405.15362.
 from itertools import product
 
 import pytest
+
 from roundel.policies.gpipe import GPipe
 from roundel.policies.interleaved_1f1b import Interleaved1F1B
 from roundel.policies.looped_bfs import LoopedBFS

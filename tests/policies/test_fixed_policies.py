@@ -7,11 +7,13 @@ from itertools import pairwise, product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from roundel.policies.interleaved_1f1b import Interleaved1F1B, _order
 from roundel.policies.plan import Plan
 from roundel.policies.work import Work
 
 from ..costs import make_work
-from .evaluate import busy, evaluate, makespan, most_held
+from .evaluate import Deadlock, busy, evaluate, makespan, most_held
 from .small import FIXED, FixedPolicy, name, with_recompute
 
 SIZES = list(product(range(1, 6), range(1, 10)))
@@ -88,3 +90,15 @@ def assert_complete(plan: Plan, work: Work, recomputes: bool) -> None:
     split = any(kind == "W" for kind, _, _ in done)
     kinds = "F" + "R" * recomputes + ("IW" if split else "B")
     assert done == Counter(product(kinds, range(work.layers), range(work.microbatches)))
+
+
+def test_interleaved_1f1b_with_a_shorter_last_round_would_deadlock() -> None:
+    """Why rounds get longer instead: 5 devices x 2 chunks, 7 microbatches as 5 and 2."""
+    rounds = [range(5), range(5, 7)]
+    devices = [
+        _order([(rank, rank + 1), (5 + rank, 6 + rank)], "B", rounds, warm_up=2 * (4 - rank) + 5)
+        for rank in range(5)
+    ]
+    with pytest.raises(Deadlock):
+        evaluate(Plan(tuple(devices)), lambda op: 1)
+    evaluate(Interleaved1F1B().plan(make_work(10, 5, 7), step=0), lambda op: 1)

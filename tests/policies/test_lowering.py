@@ -1,7 +1,7 @@
 """Plans in, lanes out: which transfers and updates there are, on which lane, in which order."""
 
-from roundel.policies.lowering import lower
 from roundel.policies.lower_weights import CHUNK_BYTES
+from roundel.policies.lowering import lower
 
 from ..costs import make_work
 from .lanes import dependencies, lanes
@@ -54,7 +54,18 @@ def test_streamed_weights_go_up_before_a_visit_and_gradients_down_after_it() -> 
         activations="host",
     )
     assert lanes(lower([plan], make_work(2, 1, 2, **BYTES))) == {
-        "gpu0 compute": "0:1F0 0:1F1 1:2F0 1:2B0 1:2F1 1:2B1 0:1R0 0:1B0 0:1R1 0:1B1".split(),
+        "gpu0 compute": [
+            "0:1F0",
+            "0:1F1",
+            "1:2F0",
+            "1:2B0",
+            "1:2F1",
+            "1:2B1",
+            "0:1R0",
+            "0:1B0",
+            "0:1R1",
+            "0:1B1",
+        ],
         "gpu0 h2d": ["upload 0", "upload 1", "upload 0"],
         "gpu0 d2h": ["download 1", "download 0"],
         "host optimizer": ["update 1", "update 0"],

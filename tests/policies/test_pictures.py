@@ -1,6 +1,7 @@
 """Every policy's order as its paper draws it; `2F0` is the forward of stage 2 for microbatch 0."""
 
 import pytest
+
 from roundel.policies.gpipe import GPipe
 from roundel.policies.interleaved_1f1b import Interleaved1F1B
 from roundel.policies.looped_bfs import LoopedBFS

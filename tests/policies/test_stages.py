@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+
 from roundel.policies.gpipe import GPipe
 from roundel.policies.interleaved_1f1b import Interleaved1F1B
 from roundel.policies.looped_bfs import LoopedBFS

@@ -128,7 +128,9 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("policy", "chunks", "peak"), ACTIVATIONS, ids=lambda x: getattr(x, "name", ""))
+@pytest.mark.parametrize(
+    ("policy", "chunks", "peak"), ACTIVATIONS, ids=lambda x: getattr(x, "name", "")
+)
 @pytest.mark.parametrize("p", [2, 4])
 @pytest.mark.parametrize("m", [2, 4, 8, 12])
 def test_peak_activations(policy: roundel.Policy, chunks: int, peak, p: int, m: int) -> None:
@@ -143,8 +145,6 @@ def test_peak_activations(policy: roundel.Policy, chunks: int, peak, p: int, m: 
 
 def test_interleaved_holds_what_megatron_says() -> None:
     p, v, m = 4, 2, 8
-    curves = run(
-        roundel.Interleaved1F1B(chunks=v), p, m, chunks=v, saved_bytes=100
-    ).timeline.memory
+    curves = run(roundel.Interleaved1F1B(chunks=v), p, m, chunks=v, saved_bytes=100).timeline.memory
     # p + (p - 1) / v in units of a device's share, that is v chunks
     assert curves[0].peak_bytes == 100 * (p * v + p - 1)

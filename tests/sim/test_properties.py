@@ -65,9 +65,7 @@ def policies(draw: st.DrawFn) -> roundel.Policy:
     policy = roundel.make_policy(draw(st.sampled_from(list(roundel.POLICIES))))
     places = st.sampled_from(["device", "host"])
     recompute = ["early", "late"] if policy.name == "round-robin" else ["none", "early", "late"]
-    policy = replace(
-        policy, recompute=draw(st.sampled_from(recompute)), optimizer_on=draw(places)
-    )
+    policy = replace(policy, recompute=draw(st.sampled_from(recompute)), optimizer_on=draw(places))
     if policy.name == "round-robin":
         stale = draw(st.sampled_from(["sync", "stale"]))
         policy = replace(policy, optimizer=stale, activations=draw(places))
@@ -113,8 +111,7 @@ def test_memory_is_given_back(policy: roundel.Policy, work: Work, steps: int) ->
     before = program.buffers.alloc[program.buffers.use_buffer]
     held = before >= 0
     assert (
-        ready[program.buffers.use_buffer][held]
-        <= timeline.end_ns[program.buffers.use_task][held]
+        ready[program.buffers.use_buffer][held] <= timeline.end_ns[program.buffers.use_task][held]
     ).all(), "nothing is used before it is there"
 
 

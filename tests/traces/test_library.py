@@ -5,6 +5,7 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
+
 from roundel.traces import published
 from roundel.traces.errors import InputError
 from roundel.traces.library import (

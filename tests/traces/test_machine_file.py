@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from roundel.traces.errors import InputError
 from roundel.traces.machine import Device, Host, Link, Machine, ideal_machine
 from roundel.traces.trace import MAX_COUNT

@@ -1,6 +1,7 @@
 """Bytes of blocks and heads, against numbers worked out by hand and published model sizes."""
 
 import pytest
+
 from roundel.traces.published import SHAPES
 from roundel.traces.shapes import (
     DecoderShape,

@@ -7,6 +7,7 @@ save; the rest, routing included, is plain PyTorch.
 from typing import Any
 
 import pytest
+
 from roundel.traces.shapes import DecoderShape, block_saved_bytes
 
 torch = pytest.importorskip("torch")

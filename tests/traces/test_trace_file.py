@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from roundel.traces.errors import InputError
 from roundel.traces.trace import MAX_COUNT, LayerCost, Trace
 
