@@ -12,7 +12,8 @@ Longs = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 _OPS = np.array([code for kind, code in KIND_CODE.items() if kind in COMPUTE_KINDS])
-_BACKWARD = np.array([code for kind, code in KIND_CODE.items() if kind in "RBIW"])
+_RECOMPUTE = np.array([KIND_CODE["R"]])
+_BACKWARD = np.array([KIND_CODE[kind] for kind in "BIW"])
 
 
 class IdleTime(NamedTuple):
@@ -28,8 +29,8 @@ class IdleTime(NamedTuple):
 class ComputeRows:
     """The rows on compute lanes, device after device, each device's in the order of their starts.
 
-    `is_op` marks F, B, I, W and R; the other rows are updates and norms. `is_backward` marks what
-    belongs to backward: R, B, I and W.
+    `is_op` marks F, B, I, W and R; the other rows are updates and norms. `is_recompute` marks R,
+    `is_backward` B, I and W.
     """
 
     devices: int
@@ -39,6 +40,7 @@ class ComputeRows:
     start_ns: Longs
     end_ns: Longs
     is_op: Flags
+    is_recompute: Flags
     is_backward: Flags
 
     @classmethod
@@ -59,6 +61,7 @@ class ComputeRows:
             start_ns=start[order],
             end_ns=timeline.end_ns[rows].astype(np.int64),
             is_op=_among(_OPS)[kind],
+            is_recompute=_among(_RECOMPUTE)[kind],
             is_backward=_among(_BACKWARD)[kind],
         )
 
@@ -86,9 +89,10 @@ def idle_time(rows: ComputeRows) -> IdleTime:
 
     Before a device's first op: fill; after its last: drain. A gap between a device's last op of
     one step and its first of a later one is split where the earlier step ends on all devices:
-    drain before, fill after. The gap directly before a step's first backward-side op (R, B, I, W)
-    on a device is the switch, unless it is one of these already. Everything else is steady. An
-    update or norm on a compute lane is busy time, and no op. A device that does nothing fills.
+    drain before, fill after. The gaps before a step's first backward (B, I or W) on a device and
+    before the recomputes ahead of it are the switch, unless they are one of these already.
+    Everything else is steady. An update or norm on a compute lane is busy time, and no op. A device
+    that does nothing fills.
     """
     if not len(rows):
         return IdleTime(rows.devices * rows.makespan_ns, 0, 0, 0)
@@ -98,7 +102,7 @@ def idle_time(rows: ComputeRows) -> IdleTime:
     before, after = _neighbours(rows, at)
     filling, draining = before < 0, (before >= 0) & (after < 0)
     boundary = _is_boundary(rows, before, after)
-    switch = _first_of_step(rows, rows.is_backward)[at] & ~(filling | draining | boundary)
+    switch = _until_backward(rows)[at] & ~(filling | draining | boundary)
     drained = _before_step_end(rows, before, idle_from[at], gap[at])
     fill = _total(gap[at], filling) + _total(gap[at] - drained, boundary)
     drain = _total(gap[at], draining) + _total(drained, boundary)
@@ -170,6 +174,16 @@ def _first_of_step(rows: ComputeRows, among: Flags, from_the_end: bool = False) 
     flags = np.zeros(len(rows), dtype=np.bool_)
     flags[chosen[chosen >= 0]] = True
     return flags
+
+
+def _until_backward(rows: ComputeRows) -> Flags:
+    """Each device's first backward of a step, and its recomputes before that."""
+    first = np.flatnonzero(_first_of_step(rows, rows.is_backward))
+    place = rows.device * (int(rows.step.max()) + 1) + rows.step
+    last = np.full(int(place.max()) + 1, len(rows), dtype=np.int64)
+    last[place[first]] = first
+    early = np.arange(len(rows)) <= last[place]
+    return early & (rows.is_recompute | rows.is_backward)
 
 
 def _before_step_end(rows: ComputeRows, before: Longs, idle_from: Longs, gap: Longs) -> Longs:

@@ -20,6 +20,7 @@ import simpy
 
 import roundel
 from roundel.policies.lowering import lower_policy
+from roundel.policies.plan import Plan
 from roundel.policies.policy import Policy
 from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
@@ -58,34 +59,48 @@ def make_work(devices: int, microbatches: int, layers: int, links: str) -> Work:
 
 
 def make_machine(devices: int, links: str) -> Machine:
-    """A machine whose GPU links can be shared (several senders to one receiver) or cannot."""
+    """A ring in which every link has one user, or a switch where several send to one receiver."""
     if links == "constant hop":
         return ideal_machine(devices, 1_000_000)
     rate = 50_000_000_000
-    downlink = rate if links == "shared links" else devices * rate
     names = [f"gpu{number}" for number in range(devices)]
+    pairs = [("host", name) for name in names]
+    if links == "own links":
+        pairs += [(name, names[(number + 1) % devices]) for number, name in enumerate(names)]
+    else:
+        pairs = [("switch", name) for name in ("host", *names)]
     return Machine(
         name=links,
         devices=tuple(Device(name=name, memory_bytes=80 * 2**30) for name in names),
         switches=("switch",),
-        links=(
-            Link(a="host", b="switch", bytes_per_s=devices * rate),
-            *(Link(a=name, b="switch", bytes_per_s=downlink) for name in names),
-        ),
+        links=tuple(Link(a=a, b=b, bytes_per_s=rate) for a, b in pairs),
     )
 
 
-def bare_simpy(ops: int, devices: int) -> float:
-    """Seconds for a SimPy process a device that only waits out as many ops."""
-    env = simpy.Environment()
+def bare_simpy(plan: Plan, layers: int) -> float:
+    """Seconds for a SimPy process a device that waits for each op's input and takes its time.
 
-    def lane(count: int):  # type: ignore[no-untyped-def]
-        for _ in range(count):
+    No transfers, no memory, no lowering: the least that SimPy can do for these ops.
+    """
+    env = simpy.Environment()
+    done = {
+        (kind, op.first if kind == "B" else op.stop, op.microbatch): env.event()
+        for ops in plan.devices
+        for op in ops
+        for kind in op.kind
+    }
+
+    def lane(ops: tuple[roundel.Op, ...]):  # type: ignore[no-untyped-def]
+        for kind, first, stop, microbatch in ops:
+            need = (kind, stop if kind == "B" else first, microbatch)
+            if kind != "R" and need in done and need[1] not in (0, layers):
+                yield done[need]
             yield env.timeout(10)
+            done[kind, first if kind == "B" else stop, microbatch].succeed()
 
     start = time.perf_counter()
-    for _ in range(devices):
-        env.process(lane(ops // devices))
+    for ops in plan.devices:
+        env.process(lane(ops))
     env.run()
     return time.perf_counter() - start
 
@@ -99,7 +114,7 @@ def measure(name: str, links: str) -> None:
     seconds = time.perf_counter() - start
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     ops = int(timeline.is_compute.sum() - (timeline.microbatch[timeline.is_compute] < 0).sum())
-    bare = bare_simpy(ops, devices)
+    bare = bare_simpy(policy.plan(work, 0), layers)
     print(
         f"{name:32} {links:13} {ops:9,} {len(timeline):9,} {seconds:8.3f} "
         f"{ops / seconds:10,.0f} {seconds / ops * 1e6:6.2f} {peak_gb:6.2f} "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .analysis.metrics import Metrics, measure
+from .analysis.metrics import Metrics, measure, winner
 from .policies.catalog import make_policy
 from .policies.lowering import lower_policy
 from .policies.plan import Plan
@@ -55,8 +55,8 @@ class Comparison:
     @property
     def best(self) -> Simulation | None:
         """The fastest simulation that fits the memory, or None when none does."""
-        first = next(iter(self.ranking), None)
-        return first if first and first.metrics.fits else None
+        name = winner({each.name: each.metrics for each in self.simulations})
+        return next((each for each in self.simulations if each.name == name), None)
 
     @property
     def winner(self) -> Policy | None:

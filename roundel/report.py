@@ -109,9 +109,8 @@ def print_comparison(console: Console, comparison: Comparison, written: list[Pat
             highlight=False,
             soft_wrap=True,
         )
-        best = comparison.best
         metrics = {each.name: each.metrics for each in comparison.ranking}
-        console.print(comparison_table(metrics, best.name if best else None))
+        console.print(comparison_table(metrics, width=console.width))
     for name, reason in comparison.refused.items():
         console.print(f"{name} cannot run: {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(verdict(comparison), highlight=False, soft_wrap=True)

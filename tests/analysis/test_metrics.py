@@ -87,9 +87,13 @@ def test_first_gap_of_a_backward_only_device_is_fill():
     assert parts_ns(build("gpu0: F0 . . B0 \n gpu1: . B0 B0 .")) == (1, 2, 1, 0)
 
 
-@pytest.mark.parametrize("kind", ["R", "B", "I", "W"])
-def test_switch_is_only_before_the_first_backward_op_of_a_step(kind: str):
+@pytest.mark.parametrize("kind", ["B", "I", "W"])
+def test_switch_is_only_before_the_first_backward_of_a_step(kind: str):
     assert parts_ns(build(f"gpu0: F0 . {kind}0 . . {kind}1")) == (0, 1, 0, 2)
+
+
+def test_switch_is_also_before_recomputes_that_wait_for_the_first_gradient():
+    assert parts_ns(build("gpu0: F0 . R0 . . B0 . R1 . B1")) == (0, 3, 0, 2)
 
 
 def test_every_step_has_its_switch():
@@ -289,7 +293,7 @@ def slow_parts(timeline: Timeline) -> tuple[int, int, int, int]:
                 early = min(max(ends[before[-1].step] - idle_from, 0), gap)
                 drain, fill = drain + early, fill + gap - early
             elif span.kind in "RBIW" and not any(
-                other.kind in "RBIW" and other.step == span.step for other in before
+                other.kind in "BIW" and other.step == span.step for other in before
             ):
                 switch += gap
             else:
