@@ -156,10 +156,25 @@ def test_large_uploads_go_in_chunks_and_a_fetch_passes_between_them() -> None:
     work = make_work(3, 1, 2, output_bytes=8, param_bytes=2 * CHUNK_BYTES + 1)
     program = lower([plan], work)
     assert lanes(program)["gpu0 h2d"] == (
-        ["upload 0", "upload 0+1", "upload 0+2", "upload 1", "upload 1+1", "upload 1+2"]
-        + ["upload 2", "upload 2+1", "fetch 0m0", "upload 2+2"]
-        + ["upload 1", "fetch 0m1", "upload 1+1", "upload 1+2"]
-        + ["upload 0", "upload 0+1", "upload 0+2"]
+        [
+            "upload 0",
+            "upload 0+1",
+            "upload 0+2",
+            "upload 1",
+            "upload 1+1",
+            "upload 1+2",
+            "upload 2",
+            "upload 2+1",
+            "fetch 0m0",
+            "upload 2+2",
+            "upload 1",
+            "fetch 0m1",
+            "upload 1+1",
+            "upload 1+2",
+            "upload 0",
+            "upload 0+1",
+            "upload 0+2",
+        ]
     )
     sizes = program.nbytes[program.lane_tasks[program.lane_start[1] :][:3]].tolist()
     assert sizes == [CHUNK_BYTES, CHUNK_BYTES, 1]

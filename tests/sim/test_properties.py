@@ -178,5 +178,5 @@ def test_the_same_times_as_an_evaluator_of_a_few_lines(
 
 def test_a_policy_without_room_says_so() -> None:
     work = Work(roundel.load_trace("qwen3-1.7b-rtx4090"), ideal_machine(30), 4)
-    with pytest.raises(InputError, match="30 stages .* the trace has 29"):
+    with pytest.raises(InputError, match=r"30 stages .* the trace has 29"):
         lower_policy(roundel.GPipe(), work)

@@ -1,0 +1,5 @@
+"""`python -m roundel` is the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,202 @@
+"""The command line: what it prints, and one line and exit code 2 for every wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roundel.cli import main
+
+KEYS = [
+    *("policy", "devices", "microbatches", "steps", "makespan_s", "step_s", "bubble_ratio"),
+    *("bubble_ratio_span", "bubble", "exposed_transfer_s", "peak_memory_bytes"),
+    *("peak_host_memory_bytes", "fits", "microbatches_per_s", "tokens_per_s"),
+]
+TRACE = "qwen3-1.7b-rtx4090"
+SIZE = "--devices 8 --microbatches 16"
+
+
+def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command line."""
+    with pytest.raises(SystemExit) as stop:
+        main(line.split(" ") if "'" not in line else _split(line))
+    output = capsys.readouterr()
+    return int(stop.value.code or 0), output.out, output.err
+
+
+def _split(line: str) -> list[str]:
+    import shlex
+
+    return shlex.split(line)
+
+
+def test_json_is_one_object_with_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    line = (
+        f"simulate {TRACE} --policy gpipe {SIZE} --hop-ms 1.6 --recompute late "
+        "--partition '3 3 4 4 4 4 4 3' --json"
+    )
+    code, out, err = run(capsys, line)
+    data = json.loads(out)
+    assert (code, err, list(data)) == (0, "", KEYS)
+    assert data["makespan_s"] == pytest.approx(2.896917, rel=5e-4)
+    assert list(data["bubble"]) == ["fill", "switch", "drain", "steady"]
+    assert sum(data["bubble"].values()) == pytest.approx(data["bubble_ratio"])
+
+
+def test_round_robin_takes_two_cuts(capsys: pytest.CaptureFixture[str]) -> None:
+    line = (
+        f"simulate {TRACE} --policy round-robin {SIZE} --hop-ms 1.6 "
+        "--partition '7 7 7 7 / 1 3 3 3 3 3 3 3 3 2 2' --json"
+    )
+    assert json.loads(run(capsys, line)[1])["makespan_s"] == pytest.approx(2.286017, rel=5e-4)
+
+
+def test_simulate_prints_the_figures_and_what_does_not_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, f"simulate {TRACE} --policy gpipe {SIZE}")
+    assert code == 0
+    assert "8 devices of 8x-rtx4090" in out
+    assert "gpipe does not fit: gpu" in out
+    assert "saved activations" in out
+
+
+def test_simulate_writes_the_files_that_are_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = ("--plot a.png", "--memory-plot b.png", "--perfetto c.json", "--csv d.csv")
+    options = " ".join(name.replace(" ", f" {tmp_path}/") for name in names)
+    assert run(capsys, f"simulate {TRACE} --policy 1f1b {SIZE} {options}")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "c.json", "d.csv"}
+    assert json.loads((tmp_path / "c.json").read_text())["traceEvents"]
+
+
+def test_compare_ranks_draws_and_names_the_winner(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = f"compare {TRACE} --policies gpipe,zb-h1,round-robin {SIZE} --plot {tmp_path}/new/deep"
+    code, out, _ = run(capsys, line)
+    assert code == 0
+    assert "winner: round-robin" in out
+    assert "zb-h1 cannot run: layer block.0" in out
+    assert {path.name for path in (tmp_path / "new/deep").iterdir()} == {
+        *("gpipe.png", "gpipe-memory.png", "round-robin.png", "round-robin-memory.png"),
+        "bubbles.png",
+    }
+
+
+def test_compare_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(run(capsys, f"compare {TRACE} {SIZE} --json")[1])
+    assert data["winner"] == "round-robin"
+    assert [list(each) for each in data["policies"]] == [KEYS] * len(data["policies"])
+    assert set(data["refused"]) == {"zb-h1", "zb-h2", "zb-v"}
+
+
+def test_a_fair_comparison_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    line = (
+        "compare llama-3.1-8b-rtx4090 --policies gpipe,1f1b,interleaved-1f1b,looped-bfs,round-robin "
+        f"{SIZE} --chunks 4 --hop-ms 3.2 --fair"
+    )
+    out = run(capsys, line)[1]
+    assert "early recompute for round-robin only" in " ".join(out.split())
+    assert out.rstrip().endswith("is left")
+
+
+def test_plan_prints_the_grid_or_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"plan {TRACE} --policy 1f1b --devices 2 --microbatches 2"
+    assert run(capsys, line)[1].splitlines()[:2] == ["gpu0    gpu1", "0:15F0  15:29F0"]
+    assert run(capsys, f"{line} --csv")[1].splitlines()[1] == "15:29F0,15:29B0,15:29F1,15:29B1"
+
+
+def test_traces_lists_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "traces")[1]
+    assert "qwen3-235b-lora-rtx4090" in out
+    assert "2x-h200-nvlink" in out
+
+
+def test_the_rotation_goes_on_over_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"plan {TRACE} --policy round-robin --devices 4 --microbatches 4 --partition '14 14 / 1 14 14'"
+    first = run(capsys, line)[1].splitlines()[1].split()
+    second = run(capsys, f"{line} --step 1")[1].splitlines()[1].split()
+    assert first[0] == "0:14F0"
+    assert second[1] == "0:14F0"
+
+
+WRONG = [
+    ("simulate nothing.json --policy gpipe -d 2 -m 2", "nothing.json: no such file"),
+    (f"simulate {TRACE} --policy nope -d 2 -m 2", "no policy 'nope'; the policies are gpipe"),
+    (f"simulate {TRACE} --policy gpipe -m 2", "devices: give their number"),
+    (f"simulate {TRACE} --policy gpipe -d 2", "Missing option '--microbatches'"),
+    (f"simulate {TRACE} --policy gpipe -d two -m 2", "Invalid value for '--devices'"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 0", "microbatches: must be at least 1"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --steps 0", "steps: must be at least 1"),
+    (f"simulate {TRACE} --policy gpipe -d 40 -m 2", "gpipe: 40 stages"),
+    (
+        f"simulate {TRACE} --policy gpipe -d 2 -m 2 --recompute no",
+        "Invalid value for '--recompute'",
+    ),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --partition x", "--partition: not a partition"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --partition 3", "has 1 stages"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --chunks 2", "chunks: no policy among gpipe"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --hop-ms -1", "--hop-ms: must be a time"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --hop-ms nan", "--hop-ms: must be a time"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --plot /no/where.png", "there is no folder /no"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --machine nope", "nope: no such file"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --set x", "--set: write NAME=VALUE"),
+    (f"simulate {TRACE} --policy zb-v -d 2 -m 4", "does not split its backward"),
+    (f"simulate {TRACE} --policy round-robin -d 2 -m 4 --recompute none", "must recompute"),
+    (f"simulate {TRACE} --policy round-robin -d 2 -m 4 --partition 29", "give both cuts"),
+    (f"compare {TRACE} --policies gpipe,nope -d 2 -m 4", "no policy 'nope'"),
+    (f"plan {TRACE} --policy gpipe -d 2 -m 4 --step -1", "Invalid value for '--step'"),
+    ("frobnicate", "No such command 'frobnicate'"),
+    (f"simulate {TRACE} --polcy gpipe", "No such option"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG)
+def test_a_wrong_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    code, out, err = run(capsys, line)
+    assert (code, out) == (2, "")
+    assert err.startswith("roundel: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_trace_file_names_the_field(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text('{"format": "roundel.trace/1", "name": "x", "layers": []}')
+    code, _, err = run(capsys, f"simulate {path} --policy gpipe -d 1 -m 1")
+    assert code == 2
+    assert err.startswith(f"roundel: {path}: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["simulate", "compare", "plan", "traces"])
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, f"{command} --help")
+    assert code == 0
+    assert f"Example: roundel {command}" in " ".join(out.split())
+
+
+def test_options_are_frozen() -> None:
+    """Scripts lean on these; a change here is a change for every user."""
+    out = subprocess.run(
+        [sys.executable, "-m", "roundel", "simulate", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "PATH": ""},
+    ).stdout
+    options = {word for word in out.replace("│", " ").split() if word.startswith("--")}
+    assert options >= {
+        *("--policy", "--devices", "--microbatches", "--machine", "--steps", "--partition"),
+        *("--recompute", "--hop-ms", "--plot", "--perfetto", "--csv", "--json", "--chunks"),
+        *("--round-size", "--optimizer", "--optimizer-on", "--activations", "--clip"),
+        *("--weight-share", "--set", "--memory-plot"),
+    }
