@@ -195,7 +195,11 @@ def print_library(console: Console) -> None:
     for name in trace_names():
         trace = load_trace(name)
         nbytes = sum(layer.param_bytes for layer in trace.layers)
-        cells = (trace.device.removeprefix("NVIDIA ").removeprefix("GeForce "), str(len(trace.layers)), f"{trace.microbatch_tokens:,}")
+        cells = (
+            trace.device.removeprefix("NVIDIA ").removeprefix("GeForce "),
+            str(len(trace.layers)),
+            f"{trace.microbatch_tokens:,}",
+        )
         traces.add_row(name, *cells, human_bytes(nbytes))
     machines = _table("machine", "devices", "memory each", "host memory")
     for name in machine_names():
