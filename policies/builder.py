@@ -81,6 +81,7 @@ class ProgramBuilder:
     def buffers(
         self,
         label: str,
+        layer: ArrayLike,
         pool: ArrayLike,
         nbytes: Ints,
         alloc: ArrayLike,
@@ -92,14 +93,20 @@ class ProgramBuilder:
         """
         real = np.flatnonzero(nbytes > 0)
         columns = [
-            np.broadcast_to(np.asarray(value), nbytes.shape)[real] for value in (pool, alloc)
+            np.broadcast_to(np.asarray(value), nbytes.shape)[real] for value in (pool, layer, alloc)
         ]
         numbers = np.full(len(nbytes), -1, dtype=np.int64)
         numbers[real] = np.arange(self._buffer_count, self._buffer_count + len(real))
         self._buffer_count += len(real)
         code = np.full(len(real), LABEL_CODE[label], dtype=np.uint8)
         self._buffers.append(
-            (columns[0].astype(np.int16), code, nbytes[real], columns[1].astype(np.int32))
+            (
+                columns[0].astype(np.int16),
+                code,
+                columns[1].astype(np.int32),
+                nbytes[real],
+                columns[2].astype(np.int32),
+            )
         )
         for use in uses:
             self.use(numbers, use)
@@ -117,8 +124,8 @@ class ProgramBuilder:
         lane_tasks = np.lexsort((columns.pop("key"), lane)).astype(np.int32)
         lane_start = np.searchsorted(lane[lane_tasks], np.arange(len(self.lanes) + 1))
         before, after = _pairs(self._deps)
-        pool, label, nbytes, alloc = (np.concatenate(p) for p in zip(*self._buffers, strict=True))
-        buffers = Buffers(pool, label, nbytes, alloc, *_pairs(self._uses))
+        columns_of_buffers = [np.concatenate(parts) for parts in zip(*self._buffers, strict=True)]
+        buffers = Buffers(*columns_of_buffers, *_pairs(self._uses))
         return Program(
             work=self.work,
             rules=rules,

@@ -80,7 +80,8 @@ def _outputs(
     _, first, which = np.unique(copies.cell, return_index=True, return_inverse=True)
     made_by = makers[first]
     nbytes = copies.nbytes(table)[first]
-    return builder.buffers(label, table.device[made_by], nbytes, made_by, made_by)[which]
+    layer = copies.boundary[first]
+    return builder.buffers(label, layer, table.device[made_by], nbytes, made_by, made_by)[which]
 
 
 def _hand_on(
@@ -112,7 +113,7 @@ def _hand_on(
     builder.depend(maker, sends)
     builder.depend(sends, copies.first_use[far])
     builder.use(outputs[far], sends)
-    builder.buffers(label, device, nbytes, sends, copies.last_use[far])
+    builder.buffers(label, copies.boundary[far], device, nbytes, sends, copies.last_use[far])
 
 
 def _about(table: OpTable, copies: Copies, chosen: Ints) -> dict[str, Ints]:
@@ -149,7 +150,12 @@ def _stash(
     builder.use(outputs[down], offloads)
     host = builder.work.devices
     parked = builder.buffers(
-        "boundary activations", host, copies.nbytes(table)[down], offloads, offloads
+        "boundary activations",
+        copies.boundary[down],
+        host,
+        copies.nbytes(table)[down],
+        offloads,
+        offloads,
     )
     _fetch(builder, table, order, makers, copies, fetched, offloads[which], parked[which])
 
@@ -180,4 +186,11 @@ def _fetch(
     builder.depend(fetches, use)
     builder.use(parked, fetches)
     nbytes = copies.nbytes(table)[fetched]
-    builder.buffers("boundary activations", device, nbytes, fetches, copies.last_use[fetched])
+    builder.buffers(
+        "boundary activations",
+        copies.boundary[fetched],
+        device,
+        nbytes,
+        fetches,
+        copies.last_use[fetched],
+    )

@@ -31,7 +31,9 @@ def lower_compute(builder: ProgramBuilder, table: OpTable, order: Order) -> None
     saving = keeps_saved(table)
     saved = over_ranges(table, saving, _saved_bytes)
     done = last_backward(table, saving)
-    builder.buffers("saved activations", table.device[saving], saved, saving, done)
+    builder.buffers(
+        "saved activations", table.first[saving], table.device[saving], saved, saving, done
+    )
     _lower_workspace(builder, table, saving)
 
 
@@ -40,7 +42,7 @@ def _lower_workspace(builder: ProgramBuilder, table: OpTable, saving: Ints) -> N
     working = over_ranges(table, rows, _workspace_bytes)
     forgets = np.setdiff1d(np.flatnonzero(table.is_kind(0)), saving, assume_unique=True)
     working[forgets] = over_ranges(table, forgets, _forgetful_bytes)
-    builder.buffers("workspace", table.device, working, rows, rows)
+    builder.buffers("workspace", table.first, table.device, working, rows, rows)
 
 
 def over_ranges(

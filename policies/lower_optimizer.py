@@ -76,7 +76,8 @@ def _states(builder: ProgramBuilder, table: OpTable) -> None:
     plan = table.rules
     on_device = plan.optimizer_on == "device" and plan.weights == "resident"
     pool = home_of(table) if on_device else builder.work.devices
-    builder.buffers("optimizer state", pool, table.work.layer_bytes("optimizer_bytes"), -1)
+    nbytes = table.work.layer_bytes("optimizer_bytes")
+    builder.buffers("optimizer state", np.arange(len(nbytes)), pool, nbytes, -1)
 
 
 def _update_ns(table: OpTable, layer: Ints, rate: Ints) -> NDArray[np.int64]:
@@ -101,7 +102,7 @@ def _host_rate(table: OpTable, count: int) -> Ints:
 
 def _gradients(builder: ProgramBuilder, table: OpTable, made: _Made, until: Ints) -> None:
     nbytes = table.work.layer_bytes("grad_bytes")[made.layer]
-    builder.buffers("gradients", made.device, nbytes, made.first_grad, until)
+    builder.buffers("gradients", made.layer, made.device, nbytes, made.first_grad, until)
 
 
 def _downloads(builder: ProgramBuilder, table: OpTable, order: Order, made: _Made) -> Ints:
@@ -164,7 +165,8 @@ def _update_on_host(
         builder.depend(norms[step], updates)
     earliest = _earliest(order.rank[made.last_grad], which, len(cells))
     nbytes = table.work.layer_bytes("grad_bytes")[layer]
-    builder.buffers("gradients", builder.work.devices, nbytes, downloads[earliest], updates)
+    host = builder.work.devices
+    builder.buffers("gradients", layer, host, nbytes, downloads[earliest], updates)
     if table.rules.weights == "resident":
         updates = _return_weights(builder, table, order, cells, updates)
     updated.task.reshape(-1)[cells] = updates
@@ -193,7 +195,8 @@ def _return_weights(
         key=order.update_rank.reshape(-1)[cells],
     )
     builder.depend(updates, uploads)
-    builder.buffers("weights", builder.work.devices, nbytes[np.unique(layer)], -1)
+    trained = np.unique(layer)
+    builder.buffers("weights", trained, builder.work.devices, nbytes[trained], -1)
     return uploads
 
 
@@ -334,7 +337,7 @@ def _pass_through(
         key=order.rank[batch.last_grad],
     )
     builder.depend(updates, downs)
-    builder.buffers("optimizer state", batch.device, state + parked, ups, downs)
+    builder.buffers("optimizer state", batch.layer, batch.device, state + parked, ups, downs)
     _gradients(builder, table, batch, updates)
     _park(builder, table, order, partial, downloads, task_of)
     return updates, downs
@@ -361,5 +364,6 @@ def _park(
     mine = np.flatnonzero(until[partial.cell] >= 0)
     cells, which = np.unique(partial.cell[mine], return_inverse=True)
     earliest = mine[_earliest(order.rank[partial.last_grad[mine]], which, len(cells))]
-    nbytes = table.work.layer_bytes("grad_bytes")[cells % table.work.layers]
-    builder.buffers("gradients", builder.work.devices, nbytes, downloads[earliest], until[cells])
+    layer, host = cells % table.work.layers, builder.work.devices
+    nbytes = table.work.layer_bytes("grad_bytes")[layer]
+    builder.buffers("gradients", layer, host, nbytes, downloads[earliest], until[cells])

@@ -22,13 +22,14 @@ def lower_weights(
 ) -> None:
     """Add the weights' memory and uploads, and what the ops of a later step wait for."""
     param_bytes = table.work.layer_bytes("param_bytes")
+    every = np.arange(table.work.layers)
     if table.rules.weights == "resident":
-        builder.buffers("weights", home_of(table), param_bytes, -1)
+        builder.buffers("weights", every, home_of(table), param_bytes, -1)
         visit, layer = visits.layers(np.arange(len(visits.step)))
         _wait_for_update(builder, table, updated, visits, visit, layer, visits.first_row[visit])
         return
     stale = table.rules.optimizer == "stale"
-    builder.buffers("weights", builder.work.devices, param_bytes * (2 if stale else 1), -1)
+    builder.buffers("weights", every, builder.work.devices, param_bytes * (2 if stale else 1), -1)
     _stream(builder, table, visits, order, updated)
 
 
@@ -66,7 +67,7 @@ def _stream(
     builder.depend(_gates(visits, visit), uploads)
     _wait_for_update(builder, table, updated, visits, visit, layer, uploads)
     builder.depend(uploads, use)
-    buffers = builder.buffers("weights", device, nbytes, uploads, visits.last_row[visit])
+    buffers = builder.buffers("weights", layer, device, nbytes, uploads, visits.last_row[visit])
     step = visits.step[visit]
     here = updated.visit[step, layer] == visit
     builder.use(buffers[here], updated.task[step[here], layer[here]])

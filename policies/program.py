@@ -23,7 +23,7 @@ LABEL_CODE = {label: code for code, label in enumerate(LABELS)}
 
 @dataclass(frozen=True)
 class Buffers:
-    """Who holds memory, from when to when: one row a buffer.
+    """Who holds memory, from when to when: one row a buffer. `layer` is the (first) layer it is of.
 
     A buffer lives in the memory `pool` (a device, or the number of devices for the host), from the
     start of task `alloc` (-1: from the beginning) to the end of the last task that uses it; one
@@ -32,6 +32,7 @@ class Buffers:
 
     pool: Ints
     label: Ints
+    layer: Ints
     nbytes: Ints
     alloc: Ints
     use_buffer: Ints
