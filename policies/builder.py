@@ -35,7 +35,7 @@ class ProgramBuilder:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.lanes = _lanes(work.devices)
+        self.lanes = lanes_of(work.devices)
         self._number = {lane: number for number, lane in enumerate(self.lanes)}
         self._count = 0
         self._tasks: dict[str, list[NDArray[np.integer]]] = {name: [] for name in TASK_COLUMNS}
@@ -140,7 +140,7 @@ class ProgramBuilder:
         )
 
 
-def _lanes(devices: int) -> tuple[Lane, ...]:
+def lanes_of(devices: int) -> tuple[Lane, ...]:
     on_devices = [
         Lane(device, kind)
         for device in range(devices)

@@ -7,6 +7,7 @@ import simpy
 from numpy.typing import NDArray
 
 from ..policies.dag import Dag, fast
+from ..policies.estimate import program_edges
 from ..policies.program import Program
 from ..policies.record import record
 from ..traces.timeline import Ints, Timeline
@@ -22,7 +23,7 @@ def simulate_program(program: Program, name: str) -> Timeline:
     Raises InputError when the machine has no path for a transfer.
     """
     duration, shared, paths, network, contended = _transfer_times(program)
-    dag = Dag(*_edges(program), duration, shared)
+    dag = Dag(*program_edges(program), duration, shared)
     if contended:
         _Run(program, dag, paths, network, contended).run()
     else:
@@ -68,14 +69,6 @@ class _Run:
 
     def _ended(self, task: int) -> None:
         self._arrive(self._dag.release(task, int(self._env.now)))
-
-
-def _edges(program: Program) -> tuple[Ints, Ints]:
-    """Dependencies, and each lane's order."""
-    tasks = program.lane_tasks
-    same = program.lane[tasks[1:]] == program.lane[tasks[:-1]]
-    before = np.concatenate((program.dep_before, tasks[:-1][same]))
-    return before, np.concatenate((program.dep_after, tasks[1:][same]))
 
 
 def _routes(program: Program) -> Ints:

@@ -24,7 +24,8 @@ class LayerCost(BaseModel):
     has the same size. `saved_bytes` is what forward leaves allocated for backward beyond the
     layer's own input and output. `workspace_bytes` is needed only while the layer runs.
     `grad_bytes`, `optimizer_bytes` and `trainable_params` are 0 for a frozen layer;
-    `trainable_params` None means `grad_bytes / 2`, 16-bit gradients.
+    `trainable_params` None means `grad_bytes / 2`, 16-bit gradients. `tied_to` is the number of an
+    earlier layer that owns some of this layer's parameters: their gradients belong to its update.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +43,7 @@ class LayerCost(BaseModel):
     saved_bytes: Count = 0
     workspace_bytes: Count = 0
     trainable_params: Count | None = None
+    tied_to: Count | None = None
 
     @model_validator(mode="after")
     def _split_is_whole(self) -> "LayerCost":

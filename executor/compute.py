@@ -1,0 +1,147 @@
+"""Compute: the ops F, R, B, I and W on a device."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..policies.op import Op
+from .deferred import Job, collecting
+from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass
+class Graph:
+    """What a forward or recompute leaves for its backward."""
+
+    leaves: Value
+    outputs: list[Tensor]
+    jobs: list[Job] = field(default_factory=list)
+
+
+class Randomness:
+    """Makes layers draw the same numbers whenever they run for the same step and microbatch.
+
+    Only layers that draw any are touched. The generator is the process's (CPU) or the device's, so
+    such layers take turns on it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.draws: set[int] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def fixed(self, layer: int, step: int, microbatch: int, device: torch.device) -> Iterator[None]:
+        """Numbers drawn in here depend on these arguments alone."""
+        if layer not in self.draws:
+            yield
+            return
+        with self._lock:
+            seed = layer_seed(self.seed, layer, step, microbatch)
+            if device.type == "cuda":
+                torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+            else:
+                torch.default_generator.manual_seed(seed)
+            yield
+
+
+def layer_seed(seed: int, layer: int, step: int, microbatch: int) -> int:
+    """The seed from which a layer draws for one microbatch of one step."""
+    text = f"{seed} {layer} {step} {microbatch}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % 2**63
+
+
+class Computer:
+    """Runs ranges of layers on one device."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        loss_fn: LossFunction,
+        randomness: Randomness,
+        autocast: torch.dtype | None,
+        needs_gradient: list[bool],
+    ) -> None:
+        self.device = device
+        self._loss_fn = loss_fn
+        self._randomness = randomness
+        self._autocast = autocast
+        self._needs_gradient = needs_gradient
+
+    def forward(
+        self, op: Op, step: int, modules: list[nn.Module], value: Value, keep: set[int]
+    ) -> dict[int, Value]:
+        """Run without saving anything; returns the outputs of the layers in `keep`."""
+        kept = {}
+        with torch.no_grad():
+            for layer, value in self._run(op, step, modules, value):
+                if layer in keep:
+                    kept[layer] = detached(value)
+        return kept
+
+    def loss_of(self, output: Value, target: Value) -> Tensor:
+        """The loss of a microbatch's output."""
+        with self._casting():
+            return self._loss_fn(output, target)
+
+    def forward_with_graph(
+        self,
+        op: Op,
+        step: int,
+        modules: list[nn.Module],
+        value: Value,
+        finish: Callable[[Value], Value],
+        defer: bool,
+    ) -> tuple[Graph, Value]:
+        """Run and keep the graph; `finish` makes the last output, such as the loss of it."""
+        needs = op.first > 0 and self._needs_gradient[op.first - 1]
+        leaves = as_leaves(value, needs)
+        jobs: list[Job] = []
+        with torch.enable_grad(), collecting(jobs) if defer else nullcontext():
+            output = leaves
+            for _, output in self._run(op, step, modules, leaves):
+                pass
+            output = finish(output)
+        outputs = tensors_of(output)
+        return Graph(leaves, outputs, jobs), output
+
+    def backward(self, graph: Graph, grads: Gradients) -> Gradients:
+        """Run the graph backward; returns the gradients of its leaves."""
+        pairs = [
+            (output, grad)
+            for output, grad in zip(graph.outputs, grads, strict=True)
+            if output.requires_grad and (grad is not None or output.ndim == 0)
+        ]
+        if pairs:
+            outputs, given = zip(*pairs, strict=True)
+            torch.autograd.backward(outputs, given)
+        result = gradients_of(graph.leaves)
+        graph.outputs, graph.leaves = [], None
+        return result
+
+    def _run(
+        self, op: Op, step: int, modules: list[nn.Module], value: Value
+    ) -> Iterator[tuple[int, Value]]:
+        for layer, module in zip(range(op.first, op.stop), modules, strict=True):
+            try:
+                with self._randomness.fixed(layer, step, op.microbatch, self.device):
+                    with self._casting():
+                        value = module(value)
+            except Exception as error:
+                name = type(module).__name__
+                error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")
+                raise
+            yield layer, value
+
+    def _casting(self) -> Any:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._autocast)

@@ -1,0 +1,358 @@
+"""StepEngine: does what each task of a program says, for one step of one trainer."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..policies.op import Op
+from ..policies.program import LABEL_CODE, Program
+from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
+from .compute import Computer, Graph
+from .layers import Layers, WeightCopy
+from .masters import GradientBook, HostCopies, Masters
+from .store import Key, Store
+from .values import Value, copied, detached
+from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
+
+HOST = torch.device("cpu")
+ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
+
+
+class Machinery:
+    """What outlives a step: devices, weights on them, masters, and what uploads read."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        devices: list[torch.device],
+        computers: list[Computer],
+        weights: list[DeviceWeights],
+        masters: Masters,
+        host_copies: dict[int, HostCopies],
+        clip_norm: float | None,
+        pin: bool,
+    ) -> None:
+        self.layers = layers
+        self.devices = devices
+        self.computers = computers
+        self.weights = weights
+        self.masters = masters
+        self.host_copies = host_copies
+        self.clip_norm = clip_norm
+        self.pin = pin
+
+
+class ProgramTables:
+    """What the engine looks up of a program, made once per program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.allocs = _by_alloc(program)
+        self.splits = bool((program.kind == KIND_CODE["I"]).any())
+        self.parts = _parts(program)
+        self.weights_end = _weights_end(program)
+        self.states_down = _states_down(program)
+        self.downloads_of = _downloads_of(program, self.states_down)
+
+
+class StepEngine:
+    """Runs the tasks of one step."""
+
+    def __init__(
+        self,
+        tables: ProgramTables,
+        machinery: Machinery,
+        step: int,
+        inputs: list[Value],
+        targets: list[Value],
+        shares: list[float],
+        poison: bool = False,
+    ) -> None:
+        self._tables = tables
+        self._program = tables.program
+        self._machinery = machinery
+        self._step = step
+        self._inputs, self._targets, self._shares = inputs, targets, shares
+        self._store = Store(tables.program, poison)
+        self._book = GradientBook(machinery.layers)
+        self._scale: Tensor | None = None
+        self._poison = poison
+        self._staged: dict[int, dict[str, Tensor]] = {}
+        self.losses: dict[int, Tensor] = {}
+
+    def run(self, task: int) -> None:
+        """Do what task number `task` says, and let go of what it was the last to use."""
+        kind = KINDS[self._program.kind[task]]
+        if kind in COMPUTE_KINDS:
+            self._compute(kind, task)
+        else:
+            getattr(self, f"_{kind}")(task)
+        # Gradients that go down are taken off the weights here, which may be gone by then.
+        for download, layer in self._tables.downloads_of.get(task, ()):
+            weights = self._weights(int(self._program.source[task]), layer)
+            self._staged[download] = weights.take_gradients()
+        self._store.end(task)
+        for device, layer in self._tables.weights_end.get(task, ()):
+            dropped = self._machinery.weights[device].drop(layer)
+            if self._poison and dropped.flat is not None:
+                dropped.flat.fill_(255)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._store.clear()
+
+    # ---- compute
+
+    def _op(self, kind: str, task: int) -> Op:
+        program = self._program
+        return Op(
+            kind, int(program.first[task]), int(program.stop[task]), int(program.microbatch[task])
+        )
+
+    def _compute(self, kind: str, task: int) -> None:
+        op, device = self._op(kind, task), int(self._program.source[task])
+        if kind in "FR":
+            self._forward(op, device, task)
+        elif kind in "BI":
+            self._backward(op, device)
+        else:
+            graph = self._store.get(Key(SAVED, device, op.first, op.microbatch))
+            for job in graph.jobs:
+                job()
+            graph.jobs.clear()
+
+    def _forward(self, op: Op, device: int, task: int) -> None:
+        machinery, computer = self._machinery, self._machinery.computers[device]
+        modules = machinery.weights[device].modules(op.first, op.stop)
+        value = self._input(op, device)
+        keep = {layer for label, layer in self._tables.allocs[task] if label == ACTIVATIONS}
+        if (SAVED, op.first) not in self._tables.allocs[task]:
+            kept = computer.forward(op, self._step, modules, value, keep | {op.stop - 1})
+            output = kept.pop(op.stop - 1) if op.stop - 1 not in keep else kept[op.stop - 1]
+            if self._is_last(op):
+                self._note_loss(op, computer.loss_of(output, self._target(op, device)))
+        else:
+            graph, output = computer.forward_with_graph(
+                op, self._step, modules, value, self._finish(op, device), self._tables.splits
+            )
+            self._store.put(Key(SAVED, device, op.first, op.microbatch), graph)
+            kept = {op.stop - 1: detached(output)}
+        for layer in keep:
+            self._store.put(Key(ACTIVATIONS, device, layer, op.microbatch), kept[layer])
+
+    def _input(self, op: Op, device: int) -> Value:
+        if op.first == 0:
+            return _moved(self._inputs[op.microbatch], self._machinery.devices[device])
+        fetched = op.kind == "R" and self._program.rules.activations == "host"
+        return self._store.get(Key(ACTIVATIONS, device, op.first - 1, op.microbatch, fetched))
+
+    def _is_last(self, op: Op) -> bool:
+        return op.stop == len(self._machinery.layers)
+
+    def _target(self, op: Op, device: int) -> Value:
+        return _moved(self._targets[op.microbatch], self._machinery.devices[device])
+
+    def _finish(self, op: Op, device: int) -> Any:
+        if not self._is_last(op):
+            return lambda output: output
+
+        def weighted_loss(output: Value) -> Tensor:
+            loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
+            loss = loss * self._shares[op.microbatch]
+            self.losses[op.microbatch] = loss.detach()
+            return loss
+
+        return weighted_loss
+
+    def _note_loss(self, op: Op, loss: Tensor) -> None:
+        self.losses[op.microbatch] = (loss * self._shares[op.microbatch]).detach()
+
+    def _backward(self, op: Op, device: int) -> None:
+        graph: Graph = self._store.get(Key(SAVED, device, op.first, op.microbatch))
+        if self._is_last(op):
+            grads: list[Tensor | None] = [None]
+        else:
+            grads = self._store.get(Key(GRADIENTS, device, op.stop - 1, op.microbatch))
+        result = self._machinery.computers[device].backward(graph, grads)
+        if op.first > 0:
+            self._store.put(Key(GRADIENTS, device, op.first - 1, op.microbatch), result)
+
+    # ---- transfers
+
+    def _send(self, task: int) -> None:
+        source, target = int(self._program.source[task]), int(self._program.target[task])
+        ((label, layer),) = self._tables.allocs[task]
+        microbatch = int(self._program.microbatch[task])
+        value = self._store.get(Key(label, source, layer, microbatch))
+        copy = copied(value, self._machinery.devices[target])
+        self._store.put(Key(label, target, layer, microbatch), copy, owned=True)
+
+    def _offload(self, task: int) -> None:
+        device, layer, microbatch = self._place(task)
+        value = self._store.get(Key(ACTIVATIONS, device, layer, microbatch))
+        copy = copied(value, HOST, self._machinery.pin)
+        host = len(self._machinery.devices)
+        self._store.put(Key(ACTIVATIONS, host, layer, microbatch), copy, owned=True)
+
+    def _fetch(self, task: int) -> None:
+        device, layer, microbatch = self._place(task)
+        host = len(self._machinery.devices)
+        value = self._store.get(Key(ACTIVATIONS, host, layer, microbatch))
+        copy = copied(value, self._machinery.devices[device])
+        self._store.put(Key(ACTIVATIONS, device, layer, microbatch, True), copy, owned=True)
+
+    def _place(self, task: int) -> tuple[int, int, int]:
+        """(device, layer, microbatch) of a transfer between a device and the host."""
+        program = self._program
+        device = max(int(program.source[task]), int(program.target[task]))
+        return device, int(program.first[task]), int(program.microbatch[task])
+
+    def _upload(self, task: int) -> None:
+        device, layer, _ = self._place(task)
+        machinery = self._machinery
+        if self._program.rules.weights == "resident":
+            refresh_resident(machinery.layers, layer, machinery.weights[device].current(layer))
+        elif task in self._tables.parts:
+            self._upload_weights(task, device, layer)
+        else:
+            self._states_to(layer, machinery.devices[device])
+
+    def _upload_weights(self, task: int, device: int, layer: int) -> None:
+        machinery = self._machinery
+        source, part = machinery.host_copies[layer], int(self._program.part[task])
+        if part == 0:
+            weights = begin_upload(source.layout, machinery.devices[device])
+            machinery.weights[device].keep(layer, weights)
+        weights = machinery.weights[device].newest(layer)
+        upload_part(weights, source.flat(self._step), part, self._tables.parts[task])
+
+    def _download(self, task: int) -> None:
+        device, layer, _ = self._place(task)
+        if task in self._tables.states_down:
+            self._states_to(layer, HOST)
+            self._machinery.host_copies[layer].refresh(self._step)
+            return
+        grads, pin = self._staged.pop(task), self._machinery.pin
+        copies = {name: copied(grad, HOST, pin) for name, grad in grads.items()}
+        if self._machinery.devices[device].type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        self._book.add(layer, copies)
+
+    def _weights(self, device: int, layer: int) -> WeightCopy:
+        return self._machinery.weights[device].current(layer)
+
+    # ---- optimizer
+
+    def _norm(self, task: int) -> None:
+        if self._program.rules.optimizer_on == "device":
+            self._collect_all()
+        most = self._machinery.clip_norm
+        assert most is not None, "a plan that clips comes with a norm"
+        norm = self._book.squared_norm() ** 0.5
+        self._scale = torch.tensor(min(1.0, most / (norm + 1e-6)))
+
+    def _collect_all(self) -> None:
+        for device, weights in enumerate(self._machinery.weights):
+            for layer in weights.held():
+                self._book.add(layer, self._weights(device, layer).take_gradients())
+
+    def _update(self, task: int) -> None:
+        layer, device = int(self._program.first[task]), int(self._program.source[task])
+        machinery, rules = self._machinery, self._program.rules
+        if device >= 0 and self._scale is None:
+            self._book.add(layer, self._weights(device, layer).take_gradients())
+        self._book.assign(layer, self._scale)
+        machinery.masters.step(layer)
+        if rules.weights == "resident" and device >= 0:
+            refresh_resident(machinery.layers, layer, self._weights(device, layer))
+        elif rules.optimizer_on == "host" and layer in machinery.host_copies:
+            machinery.host_copies[layer].refresh(self._step)
+
+    def _states_to(self, layer: int, device: torch.device) -> None:
+        """Move a layer's masters and their optimizer state to a device, or back to the host."""
+        masters = self._machinery.masters
+        for each in self._machinery.layers.owned_by(layer).values():
+            if each.requires_grad:
+                each.data = each.data.to(device)
+        for state in masters.state_of(layer):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim > 0:
+                    state[name] = value.to(device)
+
+
+def _moved(value: Value, device: torch.device) -> Value:
+    from .values import map_tensors
+
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+def _by_alloc(program: Program) -> dict[int, set[tuple[str, int]]]:
+    """(label, layer) of the buffers that each task makes, of those that pass between ops."""
+    buffers = program.buffers
+    result: dict[int, set[tuple[str, int]]] = defaultdict(set)
+    for label in (ACTIVATIONS, GRADIENTS, SAVED):
+        rows = np.flatnonzero(buffers.label == LABEL_CODE[label])
+        for task, layer in zip(
+            buffers.alloc[rows].tolist(), buffers.layer[rows].tolist(), strict=True
+        ):
+            result[task].add((label, layer))
+    return result
+
+
+def _weight_rows(program: Program) -> Any:
+    buffers = program.buffers
+    is_weights = buffers.label == LABEL_CODE["weights"]
+    return np.flatnonzero(is_weights & (buffers.alloc >= 0))
+
+
+def _parts(program: Program) -> dict[int, int]:
+    """How many parts the upload has that each weight upload task is a part of."""
+    tasks = program.buffers.alloc[_weight_rows(program)].tolist()
+    parts: dict[int, int] = {}
+    first = 0
+    for place, task in enumerate(tasks):
+        if program.part[task] == 0:
+            first = place
+        for other in tasks[first : place + 1]:
+            parts[other] = place + 1 - first
+    return parts
+
+
+def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
+    """(device, layer) of the streamed weights that each task is the last to use."""
+    buffers = program.buffers
+    last: dict[int, int] = {}
+    rows = set(_weight_rows(program).tolist())
+    order = np.empty(len(program), dtype=np.int64)
+    order[program.lane_tasks] = np.arange(len(program))
+    for buffer, task in zip(buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True):
+        if buffer in rows:
+            # The later of an op and the download behind it, which has the higher number.
+            last[buffer] = max(last.get(buffer, -1), task)
+    ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for buffer, task in last.items():
+        if program.part[buffers.alloc[buffer]] == 0:
+            ends[task].append((int(buffers.pool[buffer]), int(buffers.layer[buffer])))
+    return ends
+
+
+def _downloads_of(program: Program, states_down: set[int]) -> dict[int, list[tuple[int, int]]]:
+    """(download, layer) of the gradients that each op completes."""
+    result: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    rows = np.flatnonzero(program.kind[program.dep_after] == KIND_CODE["download"])
+    for row in rows.tolist():
+        before, after = int(program.dep_before[row]), int(program.dep_after[row])
+        if after not in states_down:
+            result[before].append((after, int(program.first[after])))
+    return result
+
+
+def _states_down(program: Program) -> set[int]:
+    """Downloads that bring states and weights back, not gradients: they follow an update."""
+    updates = np.flatnonzero(program.kind == KIND_CODE["update"])
+    follows = np.isin(program.dep_before, updates)
+    after = program.dep_after[follows]
+    return set(after[program.kind[after] == KIND_CODE["download"]].tolist())

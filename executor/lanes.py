@@ -1,0 +1,106 @@
+"""Lanes: a thread each, which runs the tasks of its lane in order as their dependencies allow."""
+
+import threading
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from ..policies.program import Program
+from .streams import Mark, Stream
+
+Handler = Callable[[int], None]
+"""Runs one task, given its number."""
+
+
+class Run:
+    """One pass through a program: which tasks are done, when they ran, and what went wrong."""
+
+    def __init__(self, program: Program) -> None:
+        count = len(program)
+        self.program = program
+        self.started: list[Mark | None] = [None] * count
+        self.ended: list[Mark | None] = [None] * count
+        self.issued = [threading.Event() for _ in range(count)]
+        self.failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._lanes: dict[int, threading.Event] = {}
+        by_task = np.argsort(program.dep_after, kind="stable")
+        self._before = program.dep_before[by_task].tolist()
+        starts = np.searchsorted(program.dep_after[by_task], np.arange(count + 1))
+        self._starts = starts.tolist()
+
+    def tasks_of(self, lane: int) -> list[int]:
+        """The tasks of a lane, in order."""
+        first, stop = self.program.lane_start[lane : lane + 2]
+        return list(self.program.lane_tasks[first:stop].tolist())
+
+    def before(self, task: int) -> list[int]:
+        """The tasks that `task` waits for, besides the one before it on its lane."""
+        return self._before[self._starts[task] : self._starts[task + 1]]
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the run. The first error wins."""
+        with self._lock:
+            if self.failure is None:
+                self.failure = error
+        for event in self.issued:
+            event.set()
+
+    def begin(self, lane: int) -> threading.Event:
+        """A lane takes part; it sets the event that it gets when it has come to its end."""
+        return self._lanes.setdefault(lane, threading.Event())
+
+    def wait(self, lanes: Iterable[int] | None = None) -> None:
+        """Block until these lanes (None: all) have come to their end."""
+        for lane in self._lanes if lanes is None else lanes:
+            if lane in self._lanes:
+                self._lanes[lane].wait()
+
+
+class LaneThread:
+    """Runs tasks in order on a stream, one run after another."""
+
+    def __init__(self, name: str, stream: Stream) -> None:
+        self.stream = stream
+        self._jobs: SimpleQueue[tuple[Run, int, Handler] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"roundel {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, run: Run, lane: int, handler: Handler) -> None:
+        """Run the tasks of a lane when all that was submitted before is done."""
+        run.begin(lane)
+        self._jobs.put((run, lane, handler))
+
+    def close(self) -> None:
+        """End the thread when all that was submitted is done."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            run, lane, handler = job
+            try:
+                with self.stream.use():
+                    self._run(run, run.tasks_of(lane), handler)
+            except BaseException as error:
+                run.fail(error)
+            run.begin(lane).set()
+            # What a run holds must not outlive it here, in a thread that waits for the next one.
+            del job, run, handler
+
+    def _run(self, run: Run, tasks: list[int], handler: Handler) -> None:
+        for task in tasks:
+            for before in run.before(task):
+                run.issued[before].wait()
+                if run.failure is not None:
+                    return
+                mark: Any = run.ended[before]
+                self.stream.wait(mark)
+            if run.failure is not None:
+                return
+            run.started[task] = self.stream.record()
+            handler(task)
+            run.ended[task] = self.stream.record()
+            run.issued[task].set()

@@ -1,0 +1,185 @@
+"""Layers: the user's modules, where their parameters live, and copies of them on devices."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..traces.errors import InputError
+
+ALIGN_BYTES = 256
+
+
+class Layers:
+    """The layers of a model, in order, and the names of their parameters.
+
+    `names[layer]` maps a layer's own parameter names to the model's. Parameters that several layers
+    share are tied: the first of the layers owns them.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], names: Sequence[dict[str, str]] | None = None
+    ) -> None:
+        if not modules:
+            raise InputError("layers: there must be at least one")
+        self.modules = list(modules)
+        self.names = names or [
+            {name: f"{number}.{name}" for name in _every_name(module)}
+            for number, module in enumerate(modules)
+        ]
+        self.owner = _owners(self.modules)
+        _refuse_batch_norm(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def parameters_of(self, layer: int) -> dict[str, nn.Parameter]:
+        """A layer's parameters by its own names; a parameter with two names once."""
+        return dict(self.modules[layer].named_parameters())
+
+    def owned_by(self, layer: int) -> dict[str, nn.Parameter]:
+        """Those of a layer's parameters that no earlier layer has."""
+        return {
+            name: parameter
+            for name, parameter in self.parameters_of(layer).items()
+            if self.owner[id(parameter)] == layer
+        }
+
+    def tied_to(self, layer: int) -> set[int]:
+        """The earlier layers that own some of this layer's parameters."""
+        owners = {self.owner[id(each)] for each in self.parameters_of(layer).values()}
+        return owners - {layer}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter once, by the model's own name."""
+        for layer in range(len(self)):
+            for name, parameter in self.owned_by(layer).items():
+                yield self.names[layer][name], parameter
+
+    def needs_gradient(self) -> list[bool]:
+        """For each boundary, whether any layer up to it is trained."""
+        found, flags = False, []
+        for module in self.modules:
+            found = found or any(each.requires_grad for each in module.parameters())
+            flags.append(found)
+        return flags
+
+
+def _every_name(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_parameters(remove_duplicate=False)]
+
+
+def _owners(modules: Sequence[nn.Module]) -> dict[int, int]:
+    owner: dict[int, int] = {}
+    for layer, module in enumerate(modules):
+        for parameter in module.parameters():
+            owner.setdefault(id(parameter), layer)
+    return owner
+
+
+def _refuse_batch_norm(modules: Sequence[nn.Module]) -> None:
+    for layer, module in enumerate(modules):
+        for name, part in module.named_modules():
+            if getattr(part, "track_running_stats", False) and part.training:
+                raise InputError(
+                    f"layer {layer}: {name or type(part).__name__} keeps running statistics, which "
+                    "microbatches and recompute would change; use another norm, or eval() it"
+                )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a parameter lies in a layer's flat buffer."""
+
+    name: str
+    start: int
+    stop: int
+    dtype: torch.dtype
+    shape: torch.Size
+    requires_grad: bool
+
+    def view(self, flat: Tensor) -> Tensor:
+        """The parameter's tensor in a flat buffer of bytes."""
+        return flat[self.start : self.stop].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layer's parameters one behind the other in one buffer of bytes, in the compute dtype."""
+
+    slots: tuple[Slot, ...]
+    nbytes: int
+
+    @classmethod
+    def of(cls, parameters: dict[str, nn.Parameter], compute: torch.dtype | None) -> "Layout":
+        """The layout of these parameters; floating ones in `compute` unless that is None."""
+        slots, place = [], 0
+        for name, each in parameters.items():
+            dtype = compute if compute and each.is_floating_point() else each.dtype
+            size = each.numel() * dtype.itemsize
+            slot = Slot(name, place, place + size, dtype, each.shape, each.requires_grad)
+            slots.append(slot)
+            place += -(-size // ALIGN_BYTES) * ALIGN_BYTES
+        return cls(tuple(slots), place)
+
+    def parameters(self, flat: Tensor) -> dict[str, nn.Parameter]:
+        """Leaves of a new graph that lie in a flat buffer."""
+        return {
+            slot.name: nn.Parameter(slot.view(flat), requires_grad=slot.requires_grad)
+            for slot in self.slots
+        }
+
+
+class Replica:
+    """A copy of a layer for one device, whose parameters are set anew for every visit."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        # Parameters are left out of the copy: they are set later, and may be large.
+        memo = {
+            id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
+            for each in module.parameters()
+        }
+        self.module: nn.Module = deepcopy(module, memo)  # type: ignore[arg-type]
+        for part in self.module.modules():
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = None if buffer is None else buffer.to(device)
+        self._places = _places(module, self.module)
+        self.bound: WeightCopy | None = None
+
+    def bind(self, weights: "WeightCopy") -> nn.Module:
+        """The module with these weights."""
+        if self.bound is not weights:
+            for part, leaf, name in self._places:
+                part._parameters[leaf] = weights.parameters[name]
+            self.bound = weights
+        return self.module
+
+
+def _places(module: nn.Module, copy: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(part, attribute, canonical name) for every place that holds a parameter."""
+    canonical = {id(each): name for name, each in module.named_parameters()}
+    parts = dict(copy.named_modules())
+    places = []
+    for name, each in module.named_parameters(remove_duplicate=False):
+        path, _, leaf = name.rpartition(".")
+        places.append((parts[path], leaf, canonical[id(each)]))
+    return places
+
+
+@dataclass
+class WeightCopy:
+    """A layer's weights on one device, and the gradients that they collect."""
+
+    parameters: dict[str, nn.Parameter]
+    flat: Tensor | None = field(default=None, repr=False)
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """The gradients so far, by name; the copy has none afterwards."""
+        grads = {}
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                grads[name] = parameter.grad
+                parameter.grad = None
+        return grads

@@ -1,0 +1,102 @@
+"""Store: what lives in which memory, by the program's buffer table."""
+
+import threading
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..policies.program import LABELS, Program
+from ..traces.timeline import KIND_CODE
+from .values import tensors_of
+
+
+class Key(NamedTuple):
+    """A buffer's name: what it holds, in which memory, of which layer and microbatch.
+
+    `fetched`: a copy that was on the host in between.
+    """
+
+    label: str
+    pool: int
+    layer: int
+    microbatch: int
+    fetched: bool = False
+
+
+class Store:
+    """Values by key, each let go when the last task that uses its buffer is done.
+
+    `poison`: overwrite freed copies with NaN, so that a use after the end shows.
+    """
+
+    def __init__(self, program: Program, poison: bool = False) -> None:
+        self._values: dict[Key, Any] = {}
+        self._owned: set[Key] = set()
+        self._poison = poison
+        self._lock = threading.Lock()
+        self._left, self._ends = _lifetimes(program)
+
+    def put(self, key: Key, value: Any, owned: bool = False) -> None:
+        """Keep a value. `owned`: nothing else shares its memory."""
+        with self._lock:
+            assert key not in self._values, f"{key} is there already"
+            self._values[key] = value
+            if owned:
+                self._owned.add(key)
+
+    def get(self, key: Key) -> Any:
+        """The value of a key, which must be there."""
+        return self._values[key]
+
+    def end(self, task: int) -> None:
+        """A task is done: let go of what it was the last to use."""
+        for key in self._ends.get(task, ()):
+            with self._lock:
+                self._left[key] -= 1
+                last = not self._left[key]
+                value = self._values.pop(key, None) if last else None
+                owned = key in self._owned
+                if last:
+                    self._owned.discard(key)
+            if self._poison and owned:
+                for tensor in tensors_of(value):
+                    _poison(tensor)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._values.clear()
+
+
+def _poison(tensor: Tensor) -> None:
+    with torch.no_grad():
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+
+
+_KEPT = ("saved activations", "boundary activations", "boundary gradients")
+
+
+def _lifetimes(program: Program) -> tuple[dict[Key, int], dict[int, list[Key]]]:
+    """How many tasks use each key, and the keys that each task uses."""
+    buffers = program.buffers
+    fetch = KIND_CODE["fetch"]
+    keys: dict[int, Key] = {}
+    for buffer, (label, alloc) in enumerate(
+        zip(buffers.label.tolist(), buffers.alloc.tolist(), strict=True)
+    ):
+        if LABELS[label] in _KEPT:
+            keys[buffer] = Key(
+                LABELS[label],
+                int(buffers.pool[buffer]),
+                int(buffers.layer[buffer]),
+                int(program.microbatch[alloc]),
+                bool(program.kind[alloc] == fetch),
+            )
+    left: dict[Key, int] = dict.fromkeys(keys.values(), 0)
+    ends: dict[int, list[Key]] = {}
+    for buffer, task in zip(buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True):
+        if buffer in keys:
+            left[keys[buffer]] += 1
+            ends.setdefault(task, []).append(keys[buffer])
+    return left, ends

@@ -1,0 +1,113 @@
+"""What a lane runs on: a CUDA stream, or on the CPU nothing but the calling thread."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+
+
+class Stream(Protocol):
+    """Runs work in order. `record` marks a point in it, `wait` makes it wait for another's mark."""
+
+    def use(self) -> AbstractContextManager[Any]:
+        """Work inside goes to this stream."""
+        ...
+
+    def record(self) -> "Mark":
+        """A mark behind all work so far."""
+        ...
+
+    def wait(self, mark: "Mark") -> None:
+        """Work from here on starts when `mark` has been reached."""
+        ...
+
+
+class Mark(Protocol):
+    """A point in a stream's work."""
+
+    def block(self) -> None:
+        """Block the calling thread until the point has been reached."""
+        ...
+
+    def time_ns(self, clock: "Clock") -> int:
+        """When it was reached, in nanoseconds since the clock's start."""
+        ...
+
+
+class CpuMark:
+    """A point in a thread's work: reached as soon as it is made."""
+
+    def __init__(self) -> None:
+        self.at_ns = time.perf_counter_ns()
+
+    def block(self) -> None:
+        """Nothing to wait for."""
+
+    def time_ns(self, clock: "Clock") -> int:
+        return self.at_ns - clock.start_ns
+
+
+class CpuStream:
+    """The calling thread."""
+
+    def use(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def record(self) -> CpuMark:
+        return CpuMark()
+
+    def wait(self, mark: Mark) -> None:
+        mark.block()
+
+
+class CudaMark:
+    """A CUDA event."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.device = stream.device
+        self.event.record(stream)
+
+    def block(self) -> None:
+        self.event.synchronize()
+
+    def time_ns(self, clock: "Clock") -> int:
+        return round(clock.marks[self.device.index].event.elapsed_time(self.event) * 1e6)
+
+
+class CudaStream:
+    """A CUDA stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+
+    def use(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self.stream)
+
+    def record(self) -> CudaMark:
+        return CudaMark(self.stream)
+
+    def wait(self, mark: Mark) -> None:
+        if isinstance(mark, CudaMark):
+            self.stream.wait_event(mark.event)
+        else:
+            mark.block()
+
+
+class Clock:
+    """The start of a step on the host and on every CUDA device, all at one moment."""
+
+    def __init__(self, devices: list[torch.device]) -> None:
+        cuda = {device.index: device for device in devices if device.type == "cuda"}
+        for device in cuda.values():
+            torch.cuda.synchronize(device)
+        self.start_ns = time.perf_counter_ns()
+        self.marks = {
+            index: CudaMark(torch.cuda.current_stream(device)) for index, device in cuda.items()
+        }
+
+
+def make_stream(device: torch.device) -> Stream:
+    """A stream of its own on `device`."""
+    return CudaStream(device) if device.type == "cuda" else CpuStream()

@@ -1,0 +1,413 @@
+"""Trainer: trains a model's layers by any policy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..policies.builder import lanes_of
+from ..policies.estimate import estimate
+from ..policies.lowering import lower
+from ..policies.plan import Plan
+from ..policies.policy import Policy, policy_name
+from ..policies.record import record
+from ..policies.work import Work
+from ..traces.errors import InputError
+from ..traces.machine import Machine, ideal_machine
+from ..traces.timeline import MemoryCurve, Timeline
+from ..traces.trace import Trace
+from .compute import Computer, LossFunction, Randomness
+from .deferred import defer_linears
+from .engine import Machinery, ProgramTables, StepEngine
+from .lanes import LaneThread, Run
+from .layers import Layers
+from .masters import HostCopies, Masters, OptimizerFactory
+from .measure import measure_layers
+from .sizes import parse_bytes, say_bytes
+from .streams import Clock, CpuStream, make_stream
+from .values import Value, batch_size, split_batch
+from .weights import DeviceWeights, refresh_resident, resident_copy
+
+
+class StepResult:
+    """What one step came to."""
+
+    def __init__(
+        self, step: int, loss: float, run: Run, clock: Clock, name: str, tokens: int
+    ) -> None:
+        self.step = step
+        self.loss = loss
+        self._run, self._clock, self._name, self._tokens = run, clock, name, tokens
+        self._timeline: Timeline | None = None
+
+    @property
+    def timeline(self) -> Timeline:
+        """What ran when, as it was measured. Waits for the step's last update."""
+        if self._timeline is None:
+            self._run.wait()
+            if self._run.failure is not None:
+                raise self._run.failure
+            ends = [mark.time_ns(self._clock) for mark in self._run.ended if mark is not None]
+            starts = [mark.time_ns(self._clock) for mark in self._run.started if mark is not None]
+            times = np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+            self._timeline = record(self._run.program, *times, self._name, "measured")
+        return self._timeline
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens (samples, where the trace counts those) a second in this step."""
+        return self._tokens / (self.timeline.makespan_ns / 1e9)
+
+
+@dataclass
+class _Ready:
+    """What is made before the first step."""
+
+    work: Work
+    machinery: Machinery
+    threads: list[LaneThread]
+
+
+class NotANumber(ArithmeticError):
+    """The loss of a step is not finite."""
+
+
+class Trainer:
+    """Trains layers by a policy, on devices that may be few and small.
+
+    layers: the model's layers, a `Layers`, a list of modules or an nn.Sequential. The last one's
+        output goes to `loss_fn(output, target)`, which returns a mean.
+    policy: the policy object, unchanged from the simulator.
+    optimizer: a torch optimizer class or a factory, called with the parameters.
+    devices: names as torch has them; several times the same one makes virtual devices.
+    microbatches: parts that a step's batch is cut into; each counts by its size.
+    memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit is refused
+        before the first step; on CUDA the limit is also enforced.
+    trace: the layers' costs. None: they are measured at the first step, once.
+    compute_dtype: dtype of the weights on devices; masters keep the layers' own. None: the same.
+    autocast: run the layers under torch.autocast with this dtype.
+    parameter_groups: makes the optimizer's groups of {name: parameter}.
+    clip_norm: clip gradients to this global norm; the policy must have `clip=True`.
+    on_nan: `stop` raises NotANumber before the next step, `go on` trains on.
+    seed: what dropout draws from, with step, layer and microbatch. None: torch.initial_seed().
+
+    Usable as a context manager. Nothing starts before the first step.
+    """
+
+    def __init__(
+        self,
+        layers: Layers | Sequence[nn.Module],
+        loss_fn: LossFunction,
+        *,
+        policy: Policy,
+        optimizer: OptimizerFactory,
+        devices: Sequence[str | torch.device],
+        microbatches: int,
+        memory_limit: int | str | None = None,
+        trace: Trace | None = None,
+        compute_dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        parameter_groups: Any = None,
+        clip_norm: float | None = None,
+        on_nan: Literal["stop", "go on"] = "stop",
+        seed: int | None = None,
+    ) -> None:
+        if not devices:
+            raise InputError("devices: name at least one")
+        if microbatches < 1:
+            raise InputError(f"microbatches: must be at least 1, got {microbatches}")
+        if clip_norm is not None and not getattr(policy, "clip", True):
+            raise InputError("clip_norm: the policy must clip too; give it clip=True")
+        self.layers = layers if isinstance(layers, Layers) else Layers(list(layers))
+        self.policy = policy
+        self.devices = [torch.device(device) for device in devices]
+        self.microbatches = microbatches
+        self.memory_limit = parse_bytes(memory_limit)
+        self.trace = trace
+        self.step_number = 0
+        self.masters = Masters(self.layers, optimizer, parameter_groups)
+        self._loss_fn = loss_fn
+        self._compute_dtype, self._autocast = compute_dtype, autocast
+        self._clip_norm, self._on_nan = clip_norm, on_nan
+        self._randomness = Randomness(torch.initial_seed() if seed is None else seed)
+        self._training = any(module.training for module in self.layers.modules)
+        self._ready: _Ready | None = None
+        self._programs: dict[Plan, ProgramTables] = {}
+        self._pending: list[tuple[Run, StepEngine]] = []
+        self._closed = False
+        self._poison = False
+        self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer, for schedulers and for a look at its state."""
+        return self.masters.optimizer
+
+    def step(self, inputs: Value, targets: Value) -> StepResult:
+        """One step on a batch. Returns when the next may start.
+
+        Raises what a layer raised, with the layer and microbatch in its notes; InputError where the
+        plan cannot run or cannot fit; NotANumber where the loss is not finite.
+        """
+        if self._closed:
+            raise InputError("this trainer is closed; make a new one")
+        size = batch_size(inputs)
+        if size < self.microbatches:
+            raise InputError(
+                f"a batch of {size} cannot be cut into {self.microbatches} microbatches"
+            )
+        bounds = [size * number // self.microbatches for number in range(self.microbatches + 1)]
+        parts = split_batch(inputs, bounds), split_batch(targets, bounds)
+        shares = [(stop - first) / size for first, stop in zip(bounds, bounds[1:], strict=False)]
+        ready = self._prepare(parts[0][0], parts[1][0])
+        tables = self._tables(ready.work)
+        state = torch.get_rng_state()
+        try:
+            result = self._run(ready, tables, *parts, shares)
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            torch.set_rng_state(state)
+        self.step_number += 1
+        if not np.isfinite(result.loss) and self._on_nan == "stop":
+            raise NotANumber(f"step {result.step}: the loss is {result.loss}")
+        return result
+
+    def flush(self) -> None:
+        """Wait until every update is done. Raises what went wrong in one."""
+        while self._pending:
+            self._finish(*self._pending.pop(0))
+
+    def close(self) -> None:
+        """Wait for what runs, end all threads and let go of the devices' memory."""
+        try:
+            if not self._closed:
+                self.flush()
+        finally:
+            self._end()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
+
+    # ---- before the first step
+
+    def _prepare(self, inputs: Value, targets: Value) -> _Ready:
+        if self._ready is None:
+            if self.trace is None or self._training:
+                measured, draws = self._measure(inputs, targets)
+                self._randomness.draws = draws
+                self.trace = self.trace or measured
+            if len(self.trace.layers) != len(self.layers):
+                raise InputError(
+                    f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
+                )
+            machine = self._machine()
+            work = Work(self.trace, machine, self.microbatches)
+            plan = self.policy.plan(work, self.step_number)
+            self._refuse_what_cannot_fit(plan, work)
+            self._limit_cuda_memory()
+            self._ready = _Ready(work, self._machinery(plan, work), self._threads(work))
+        return self._ready
+
+    def _measure(self, inputs: Value, targets: Value) -> tuple[Trace, set[int]]:
+        return measure_layers(
+            self.layers,
+            self._loss_fn,
+            inputs,
+            targets,
+            self.devices[0],
+            compute=self._compute_dtype,
+            autocast=self._autocast,
+            state_bytes=8 if self._compute_dtype is None else 12,
+        )
+
+    def _machine(self) -> Machine:
+        machine = ideal_machine(len(self.devices))
+        limited = tuple(
+            device.model_copy(update={"memory_bytes": self.memory_limit})
+            for device in machine.devices
+        )
+        return machine.model_copy(update={"name": "here", "devices": limited})
+
+    def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
+        timeline = estimate(lower([plan], work), policy_name(self.policy))
+        over = [curve for curve in timeline.memory if curve.over_bytes]
+        if over:
+            raise InputError(_misfit(max(over, key=lambda each: each.over_bytes), plan))
+
+    def _limit_cuda_memory(self) -> None:
+        for device in {device for device in self.devices if device.type == "cuda"}:
+            if self.memory_limit:
+                whole = torch.cuda.get_device_properties(device).total_memory
+                share = self.memory_limit * self.devices.count(device) / whole
+                torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+
+    def _machinery(self, plan: Plan, work: Work) -> Machinery:
+        needs = self.layers.needs_gradient()
+        computers = [
+            Computer(device, self._loss_fn, self._randomness, self._autocast, needs)
+            for device in self.devices
+        ]
+        splits = any(op.kind == "I" for ops in plan.devices for op in ops)
+        prepare = defer_linears if splits else None
+        weights = [DeviceWeights(self.layers, device, prepare) for device in self.devices]
+        pin = any(device.type == "cuda" for device in self.devices)
+        host_copies: dict[int, HostCopies] = {}
+        if plan.weights == "resident":
+            self._place_residents(plan, weights)
+        else:
+            copies = 2 if plan.optimizer == "stale" else 1
+            host_copies = {
+                layer: HostCopies(
+                    self.layers.parameters_of(layer), self._compute_dtype, copies, pin
+                )
+                for layer in range(len(self.layers))
+            }
+        return Machinery(
+            self.layers,
+            self.devices,
+            computers,
+            weights,
+            self.masters,
+            host_copies,
+            self._clip_norm,
+            pin,
+        )
+
+    def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:
+        own = plan.optimizer_on == "device"
+        homes = {
+            layer: number
+            for number, ops in enumerate(plan.devices)
+            for op in ops
+            for layer in range(op.first, op.stop)
+        }
+        for layer, number in sorted(homes.items()):
+            copy = resident_copy(self.layers, layer, self.devices[number], self._compute_dtype, own)
+            weights[number].keep(layer, copy)
+
+    def _threads(self, work: Work) -> list[LaneThread]:
+        return [
+            LaneThread(
+                lane.name,
+                make_stream(self.devices[lane.device]) if lane.device >= 0 else CpuStream(),
+            )
+            for lane in lanes_of(work.devices)
+        ]
+
+    # ---- a step
+
+    def _tables(self, work: Work) -> ProgramTables:
+        plan = self.policy.plan(work, self.step_number)
+        if plan not in self._programs:
+            self._programs[plan] = ProgramTables(lower([plan], work))
+        return self._programs[plan]
+
+    def _run(
+        self,
+        ready: _Ready,
+        tables: ProgramTables,
+        inputs: list[Value],
+        targets: list[Value],
+        shares: list[float],
+    ) -> StepResult:
+        stale = tables.program.rules.optimizer == "stale"
+        while len(self._pending) > (1 if stale else 0):
+            self._finish(*self._pending.pop(0))
+        engine = StepEngine(
+            tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
+        )
+        run = Run(tables.program)
+        clock = Clock(self.devices)
+        handler = self._around(engine.run)
+        for lane, thread in enumerate(ready.threads):
+            thread.submit(run, lane, handler)
+        self._pending.append((run, engine))
+        self._wait(run, ready, stale)
+        losses = [engine.losses[number] for number in range(self.microbatches)]
+        loss = float(sum(float(each) for each in losses))
+        tokens = self.microbatches * ready.work.trace.microbatch_tokens
+        return StepResult(self.step_number, loss, run, clock, policy_name(self.policy), tokens)
+
+    def _wait(self, run: Run, ready: _Ready, stale: bool) -> None:
+        """Wait for the step: for all of it, or where the optimizer may lag for the devices."""
+        lanes = [
+            number
+            for number, lane in enumerate(run.program.lanes)
+            if not (stale and lane.device < 0)
+        ]
+        try:
+            run.wait(lanes)
+        except BaseException as error:
+            run.fail(error)
+            run.wait()
+            raise
+        if run.failure is not None:
+            run.wait()
+            raise run.failure
+        if not stale:
+            self.flush()
+
+    def _finish(self, run: Run, engine: StepEngine) -> None:
+        run.wait()
+        engine.close()
+        if run.failure is not None:
+            raise run.failure
+        ready = self._ready
+        assert ready is not None
+        if run.program.rules.weights == "resident":
+            for weights in ready.machinery.weights:
+                for layer in weights.held():
+                    if self.layers.tied_to(layer):
+                        refresh_resident(self.layers, layer, weights.current(layer))
+
+    def _abandon(self) -> None:
+        """Stop what runs, whatever state it leaves."""
+        for run, engine in self._pending:
+            run.fail(RuntimeError("the trainer was abandoned"))
+            run.wait()
+            engine.close()
+        self._pending.clear()
+        self._end()
+
+    def _end(self) -> None:
+        self._closed = True
+        ready, self._ready = self._ready, None
+        if ready is None:
+            return
+        for thread in ready.threads:
+            thread.close()
+        for weights in ready.machinery.weights:
+            weights.clear()
+        self._programs.clear()
+        if any(device.type == "cuda" for device in self.devices):
+            torch.cuda.empty_cache()
+
+
+def _misfit(curve: MemoryCurve, plan: Plan) -> str:
+    holders = ", ".join(f"{what} {say_bytes(size)}" for what, size in curve.holders)
+    advice = ["fewer samples a microbatch", "more devices or a finer cut"]
+    if plan.weights == "resident":
+        advice.append("streamed weights (round-robin)")
+        if not any(op.kind == "R" for ops in plan.devices for op in ops):
+            advice.insert(0, "recompute")
+    return (
+        f"this plan cannot fit: {curve.name} would need {say_bytes(curve.peak_bytes)} of "
+        f"{say_bytes(curve.limit_bytes)} ({holders}); use {', '.join(advice)}"
+    )

@@ -1,0 +1,72 @@
+"""Values: what passes between layers, a tensor or any nesting of tuples, lists and dicts of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Value = Any
+"""A tensor, or a tuple, list or dict of values; other things in it pass through untouched."""
+
+Gradients = list[Tensor | None]
+"""The gradient of each tensor of a value, in order; None where there is none."""
+
+
+def tensors_of(value: Value) -> list[Tensor]:
+    """The tensors of a value, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Value) -> Value:
+    """The value with `function` applied to each of its tensors."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def detached(value: Value) -> Value:
+    """The value cut off from the graph that made it."""
+    return map_tensors(Tensor.detach, value)
+
+
+def as_leaves(value: Value, needs_grad: bool) -> Value:
+    """The value as the start of a new graph, whose floating tensors collect gradients if wanted."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        cut = tensor.detach()
+        return cut.requires_grad_() if needs_grad and cut.is_floating_point() else cut
+
+    return map_tensors(leaf, value)
+
+
+def gradients_of(value: Value) -> Gradients:
+    """The gradients that the tensors of a value have collected."""
+    return [tensor.grad for tensor in tensors_of(value)]
+
+
+def copied(value: Value, device: torch.device, pin: bool = False) -> Value:
+    """A copy of a value on `device`, never sharing memory with it."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pin)
+        return target.copy_(tensor.detach(), non_blocking=True)
+
+    return map_tensors(copy, value)
+
+
+def nbytes_of(value: Value) -> int:
+    """Bytes of the tensors of a value."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(value))
+
+
+def split_batch(value: Value, bounds: list[int]) -> list[Value]:
+    """A value cut along the first dimension of its tensors into the parts between the bounds."""
+    return [
+        map_tensors(lambda tensor, a=first, b=stop: tensor[a:b], value)  # type: ignore[misc]
+        for first, stop in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def batch_size(value: Value) -> int:
+    """Size of the first dimension of a value's first tensor."""
+    return tensors_of(value)[0].shape[0]

@@ -1,0 +1,106 @@
+"""Weights on devices: resident ones for good, streamed ones for a visit."""
+
+from collections import defaultdict, deque
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Layers, Layout, Replica, WeightCopy
+
+
+class DeviceWeights:
+    """The weights of the layers that one device has at the moment, and modules to run them with."""
+
+    def __init__(self, layers: Layers, device: torch.device, prepare: object = None) -> None:
+        self.device = device
+        self._layers = layers
+        self._prepare = prepare
+        self._replicas: dict[int, Replica] = {}
+        self._copies: dict[int, deque[WeightCopy]] = defaultdict(deque)
+
+    def keep(self, layer: int, weights: WeightCopy) -> None:
+        """Hold a layer's weights, behind any that are there already."""
+        self._copies[layer].append(weights)
+
+    def current(self, layer: int) -> WeightCopy:
+        """The weights of the visit at work: the oldest that are here."""
+        return self._copies[layer][0]
+
+    def newest(self, layer: int) -> WeightCopy:
+        """The weights that are arriving."""
+        return self._copies[layer][-1]
+
+    def drop(self, layer: int) -> WeightCopy:
+        """Let go of the oldest."""
+        return self._copies[layer].popleft()
+
+    def held(self) -> list[int]:
+        """The layers that are here."""
+        return [layer for layer, copies in self._copies.items() if copies]
+
+    def modules(self, first: int, stop: int) -> list[nn.Module]:
+        """The layers, with the weights of the visit at work."""
+        return [self._replica(layer).bind(self.current(layer)) for layer in range(first, stop)]
+
+    def set_training(self, training: bool) -> None:
+        """Put every module into training or evaluation mode."""
+        for replica in self._replicas.values():
+            replica.module.train(training)
+
+    def _replica(self, layer: int) -> Replica:
+        if layer not in self._replicas:
+            replica = Replica(self._layers.modules[layer], self.device)
+            if callable(self._prepare):
+                self._prepare(replica.module)
+            self._replicas[layer] = replica
+        return self._replicas[layer]
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._copies.clear()
+        self._replicas.clear()
+
+
+def begin_upload(layout: Layout, device: torch.device) -> WeightCopy:
+    """Room for a layer's weights on a device."""
+    flat = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+    return WeightCopy(layout.parameters(flat), flat)
+
+
+def upload_part(weights: WeightCopy, source: Tensor, part: int, parts: int) -> None:
+    """Copy one of so many parts of a layer's weights up."""
+    assert weights.flat is not None
+    size = weights.flat.numel()
+    first, stop = size * part // parts, size * (part + 1) // parts
+    weights.flat[first:stop].copy_(source[first:stop], non_blocking=True)
+
+
+def resident_copy(
+    layers: Layers, layer: int, device: torch.device, compute: torch.dtype | None, own: bool
+) -> WeightCopy:
+    """A layer's weights on the device that is its home.
+
+    With `own` the masters move there and are used themselves, where their dtype is the compute
+    dtype and no earlier layer owns them.
+    """
+    weights = {}
+    for name, each in layers.parameters_of(layer).items():
+        mine = layers.owner[id(each)] == layer
+        if own and mine:
+            each.data = each.data.to(device)
+        dtype = compute if compute and each.is_floating_point() else each.dtype
+        if own and mine and dtype == each.dtype:
+            weights[name] = each
+            continue
+        copy = torch.empty(each.shape, dtype=dtype, device=device).copy_(each.detach())
+        weights[name] = nn.Parameter(copy, requires_grad=each.requires_grad)
+    return WeightCopy(weights)
+
+
+@torch.no_grad()
+def refresh_resident(layers: Layers, layer: int, weights: WeightCopy) -> None:
+    """Write the masters' values into a resident copy."""
+    for name, each in layers.parameters_of(layer).items():
+        target = weights.parameters[name]
+        if target is not each:
+            target.copy_(each, non_blocking=True)
