@@ -75,7 +75,7 @@ class StepEngine:
         self._program = tables.program
         self._machinery = machinery
         self._step = step
-        self._inputs, self._targets, self._shares = inputs, targets, shares
+        self._inputs, self._targets, self._parts = inputs, targets, shares
         self._store = Store(tables.program, poison)
         self._book = GradientBook(machinery.layers)
         self._scale: Tensor | None = None
@@ -161,14 +161,14 @@ class StepEngine:
 
         def weighted_loss(output: Value) -> Tensor:
             loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
-            loss = loss * self._shares[op.microbatch]
+            loss = loss * self._parts[op.microbatch]
             self.losses[op.microbatch] = loss.detach()
             return loss
 
         return weighted_loss
 
     def _note_loss(self, op: Op, loss: Tensor) -> None:
-        self.losses[op.microbatch] = (loss * self._shares[op.microbatch]).detach()
+        self.losses[op.microbatch] = (loss * self._parts[op.microbatch]).detach()
 
     def _backward(self, op: Op, device: int) -> None:
         graph: Graph = self._store.get(Key(SAVED, device, op.first, op.microbatch))
@@ -184,11 +184,25 @@ class StepEngine:
 
     def _send(self, task: int) -> None:
         source, target = int(self._program.source[task]), int(self._program.target[task])
+        if self._program.microbatch[task] < 0:
+            self._send_shared(int(self._program.first[task]), source, target)
+            return
         ((label, layer),) = self._tables.allocs[task]
         microbatch = int(self._program.microbatch[task])
         value = self._store.get(Key(label, source, layer, microbatch))
         copy = copied(value, self._machinery.devices[target])
         self._store.put(Key(label, target, layer, microbatch), copy, owned=True)
+
+    def _send_shared(self, layer: int, source: int, target: int) -> None:
+        """Gradients of shared parameters to their owner's device, or their new values back."""
+        machinery = self._machinery
+        if layer in machinery.weights[source].held():
+            names = machinery.layers.shared_by(layer)
+            grads = self._weights(source, layer).take_gradients(names)
+            device = machinery.devices[target]
+            self._book.add(layer, {name: copied(grad, device) for name, grad in grads.items()})
+        else:
+            refresh_resident(machinery.layers, layer, self._weights(target, layer))
 
     def _offload(self, task: int) -> None:
         device, layer, microbatch = self._place(task)
@@ -262,14 +276,24 @@ class StepEngine:
     def _update(self, task: int) -> None:
         layer, device = int(self._program.first[task]), int(self._program.source[task])
         machinery, rules = self._machinery, self._program.rules
-        if device >= 0 and self._scale is None:
-            self._book.add(layer, self._weights(device, layer).take_gradients())
+        layers = machinery.layers
+        sharing = [each for each in range(layer, len(layers)) if self._shares(each, layer)]
+        held = machinery.weights[device].held() if device >= 0 else []
+        here = [each for each in sharing if each in held]
+        for each in here if self._scale is None else ():
+            names = layers.owned_by(layer) if each == layer else layers.shared_by(each)
+            self._book.add(each, self._weights(device, each).take_gradients(names))
         self._book.assign(layer, self._scale)
         machinery.masters.step(layer)
-        if rules.weights == "resident" and device >= 0:
-            refresh_resident(machinery.layers, layer, self._weights(device, layer))
-        elif rules.optimizer_on == "host" and layer in machinery.host_copies:
-            machinery.host_copies[layer].refresh(self._step)
+        if rules.weights == "resident":
+            for each in here:
+                refresh_resident(layers, each, self._weights(device, each))
+        elif rules.optimizer_on == "host":
+            for each in sharing:
+                machinery.host_copies[each].refresh(self._step)
+
+    def _shares(self, layer: int, owner: int) -> bool:
+        return layer == owner or owner in self._machinery.layers.tied_to(layer)
 
     def _states_to(self, layer: int, device: torch.device) -> None:
         """Move a layer's masters and their optimizer state to a device, or back to the host."""

@@ -1,6 +1,6 @@
 """Layers: the user's modules, where their parameters live, and copies of them on devices."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -46,6 +46,11 @@ class Layers:
             for name, parameter in self.parameters_of(layer).items()
             if self.owner[id(parameter)] == layer
         }
+
+    def shared_by(self, layer: int) -> dict[str, nn.Parameter]:
+        """Those of a layer's parameters that an earlier layer owns."""
+        mine = self.owned_by(layer)
+        return {n: each for n, each in self.parameters_of(layer).items() if n not in mine}
 
     def tied_to(self, layer: int) -> set[int]:
         """The earlier layers that own some of this layer's parameters."""
@@ -175,10 +180,11 @@ class WeightCopy:
     parameters: dict[str, nn.Parameter]
     flat: Tensor | None = field(default=None, repr=False)
 
-    def take_gradients(self) -> dict[str, Tensor]:
-        """The gradients so far, by name; the copy has none afterwards."""
+    def take_gradients(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The gradients so far of these parameters (None: of all); they have none afterwards."""
         grads = {}
-        for name, parameter in self.parameters.items():
+        for name in self.parameters if names is None else names:
+            parameter = self.parameters[name]
             if parameter.grad is not None:
                 grads[name] = parameter.grad
                 parameter.grad = None

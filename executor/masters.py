@@ -2,7 +2,7 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from copy import copy
 from typing import Any
 
@@ -85,24 +85,23 @@ class HostCopies:
     def __init__(
         self,
         parameters: dict[str, nn.Parameter],
+        owned: Container[str],
         compute: torch.dtype | None,
         copies: int,
         pin: bool,
     ) -> None:
         self.layout = Layout.of(parameters, compute)
         self._parameters = parameters
-        self._shared = copies == 1 and all(
-            slot.dtype == parameters[slot.name].dtype for slot in self.layout.slots
-        )
         self.flats = [
             torch.empty(self.layout.nbytes, dtype=torch.uint8, pin_memory=pin)
             for _ in range(copies)
         ]
         for number in range(copies):
             self.refresh(number)
-        if self._shared:
-            for slot in self.layout.slots:
-                parameters[slot.name].data = slot.view(self.flats[0])
+        for slot in self.layout.slots:
+            each = parameters[slot.name]
+            if copies == 1 and slot.name in owned and slot.dtype == each.dtype:
+                each.data = slot.view(self.flats[0])
 
     def flat(self, step: int) -> Tensor:
         """The copy that step number `step` works on."""

@@ -30,7 +30,7 @@ from .measure import measure_layers
 from .sizes import parse_bytes, say_bytes
 from .streams import Clock, CpuStream, make_stream
 from .values import Value, batch_size, split_batch
-from .weights import DeviceWeights, refresh_resident, resident_copy
+from .weights import DeviceWeights, resident_copy
 
 
 class StepResult:
@@ -275,7 +275,11 @@ class Trainer:
             copies = 2 if plan.optimizer == "stale" else 1
             host_copies = {
                 layer: HostCopies(
-                    self.layers.parameters_of(layer), self._compute_dtype, copies, pin
+                    self.layers.parameters_of(layer),
+                    self.layers.owned_by(layer),
+                    self._compute_dtype,
+                    copies,
+                    pin,
                 )
                 for layer in range(len(self.layers))
             }
@@ -369,13 +373,6 @@ class Trainer:
         engine.close()
         if run.failure is not None:
             raise run.failure
-        ready = self._ready
-        assert ready is not None
-        if run.program.rules.weights == "resident":
-            for weights in ready.machinery.weights:
-                for layer in weights.held():
-                    if self.layers.tied_to(layer):
-                        refresh_resident(self.layers, layer, weights.current(layer))
 
     def _abandon(self) -> None:
         """Stop what runs, whatever state it leaves."""

@@ -6,6 +6,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..traces.errors import InputError
 from ..traces.timeline import KIND_CODE, Ints
 from .builder import ProgramBuilder
 from .order import Order
@@ -65,11 +66,35 @@ def home_of(table: OpTable) -> Ints:
 
 def _made(table: OpTable, visits: Visits) -> _Made:
     visit, layer = visits.layers(np.flatnonzero(visits.last_grad >= 0))
-    trained = np.array([each.params_to_update > 0 for each in table.work.trace.layers])
+    trained = _updated(table) | (table.work.layer_bytes("grad_bytes") > 0)
     visit, layer = visit[trained[layer]], layer[trained[layer]]
     step = visits.step[visit]
     ends = (visits.first_grad[visit], visits.last_grad[visit])
     return _Made(visit, layer, visits.device[visit], step, *ends, step * table.work.layers + layer)
+
+
+def _updated(table: OpTable) -> NDArray[np.bool_]:
+    """Which layers have parameters of their own to update."""
+    return np.array([each.params_to_update > 0 for each in table.work.trace.layers])
+
+
+def _is_tied(table: OpTable) -> NDArray[np.bool_]:
+    """Which layers share parameters that an earlier layer owns."""
+    return table.work.owner != np.arange(table.work.layers)
+
+
+def _due(table: OpTable, made: _Made) -> tuple[Ints, Ints]:
+    """(row of `made`, cell of the update that it is for): its own layer's, and its owner's."""
+    own = np.flatnonzero(_updated(table)[made.layer])
+    tied = np.flatnonzero(_is_tied(table)[made.layer])
+    owners = made.step[tied] * table.work.layers + table.work.owner[made.layer[tied]]
+    return np.concatenate((own, tied)), np.concatenate((made.cell[own], owners))
+
+
+def _share_update(table: OpTable, updated: Updated) -> None:
+    """A layer that shares parameters is new when their owner's update is, which is the later."""
+    tied = np.flatnonzero(_is_tied(table))
+    updated.task[:, tied] = updated.task[:, table.work.owner[tied]]
 
 
 def _states(builder: ProgramBuilder, table: OpTable) -> None:
@@ -145,7 +170,8 @@ def _update_on_host(
 ) -> None:
     downloads = _downloads(builder, table, order, made)
     norms = _norms(builder, order, made, downloads) if table.rules.clip else None
-    cells, which = np.unique(made.cell, return_inverse=True)
+    rows, due = _due(table, made)
+    cells, which = np.unique(due, return_inverse=True)
     step, layer = np.divmod(cells, table.work.layers)
     updates = builder.tasks(
         len(cells),
@@ -160,16 +186,16 @@ def _update_on_host(
         target=-1,
         key=order.update_rank.reshape(-1)[cells],
     )
-    builder.depend(downloads, updates[which])
+    builder.depend(downloads[rows], updates[which])
     if norms is not None:
         builder.depend(norms[step], updates)
-    earliest = _earliest(order.rank[made.last_grad], which, len(cells))
-    nbytes = table.work.layer_bytes("grad_bytes")[layer]
-    host = builder.work.devices
+    earliest = rows[_earliest(order.rank[made.last_grad[rows]], which, len(cells))]
+    nbytes, host = table.work.layer_bytes("grad_bytes")[layer], builder.work.devices
     builder.buffers("gradients", layer, host, nbytes, downloads[earliest], updates)
-    if table.rules.weights == "resident":
-        updates = _return_weights(builder, table, order, cells, updates)
     updated.task.reshape(-1)[cells] = updates
+    _share_update(table, updated)
+    if table.rules.weights == "resident":
+        _return_weights(builder, table, order, updated)
 
 
 def _earliest(rank: Ints, which: Ints, count: int) -> Ints:
@@ -179,8 +205,10 @@ def _earliest(rank: Ints, which: Ints, count: int) -> Ints:
 
 
 def _return_weights(
-    builder: ProgramBuilder, table: OpTable, order: Order, cells: Ints, updates: Ints
-) -> Ints:
+    builder: ProgramBuilder, table: OpTable, order: Order, updated: Updated
+) -> None:
+    """Weights that were updated on the host go up again to the layers' homes."""
+    cells = np.flatnonzero(updated.task.reshape(-1) >= 0)
     step, layer = np.divmod(cells, table.work.layers)
     nbytes = table.work.layer_bytes("param_bytes")
     uploads = builder.transfers(
@@ -192,12 +220,12 @@ def _return_weights(
         microbatch=-1,
         step=step,
         nbytes=nbytes[layer],
-        key=order.update_rank.reshape(-1)[cells],
+        key=order.update_rank[step, table.work.owner[layer]],
     )
-    builder.depend(updates, uploads)
+    builder.depend(updated.task.reshape(-1)[cells], uploads)
     trained = np.unique(layer)
     builder.buffers("weights", trained, builder.work.devices, nbytes[trained], -1)
-    return uploads
+    updated.task.reshape(-1)[cells] = uploads
 
 
 def _update_on_home(
@@ -208,11 +236,14 @@ def _update_on_home(
     made: _Made,
     updated: Updated,
 ) -> None:
-    cells, which = np.unique(made.cell, return_inverse=True)
+    rows, due = _due(table, made)
+    cells, which = np.unique(due, return_inverse=True)
     step, layer = np.divmod(cells, table.work.layers)
     device = home_of(table)[layer]
+    sends = _send_shared(builder, table, order, made)
     norms = _norms(builder, order, made, made.last_grad) if table.rules.clip else None
-    key = order.rank[_last_row(table, visits)[device, step]]
+    key = order.rank[_last_row(table, visits)[device, step]].copy()
+    np.maximum.at(key, which, order.rank[made.last_grad[rows]])
     if norms is not None:
         key = np.maximum(key, order.norm_rank[step])
     updates = builder.tasks(
@@ -229,9 +260,67 @@ def _update_on_home(
         key=key,
     )
     if norms is not None:
+        builder.depend(sends, norms[made.step])
         builder.depend(norms[step], updates)
-    _gradients(builder, table, made, updates[which])
     updated.task.reshape(-1)[cells] = updates
+    until = made.last_grad.copy()
+    until[rows] = updates[which]
+    _gradients(builder, table, made, until)
+    keys = np.zeros(updated.task.size, dtype=np.int64)
+    keys[cells] = key
+    _share_update(table, updated)
+    _return_shared(builder, table, made, sends, updated, keys)
+
+
+def _send_shared(builder: ProgramBuilder, table: OpTable, order: Order, made: _Made) -> Ints:
+    """Gradients of shared parameters go to their owner's device. Returns a task a row, or -1."""
+    home, owner = home_of(table), table.work.owner
+    far = np.flatnonzero(home[made.layer] != home[owner[made.layer]])
+    sends = np.full(len(made.cell), -1, dtype=np.int64)
+    sends[far] = _shared_sends(
+        builder, table, made.rows(far), made.device[far], order.rank[made.last_grad[far]]
+    )
+    builder.depend(made.last_grad, sends)
+    return sends
+
+
+def _return_shared(
+    builder: ProgramBuilder,
+    table: OpTable,
+    made: _Made,
+    sends: Ints,
+    updated: Updated,
+    keys: Ints,
+) -> None:
+    """Shared parameters' new values go back to the other devices that have them."""
+    rows = np.flatnonzero(sends >= 0)
+    owners = made.step[rows] * table.work.layers + table.work.owner[made.layer[rows]]
+    updates = updated.task.reshape(-1)[owners]
+    builder.depend(sends[rows], updates)
+    device = home_of(table)[table.work.owner[made.layer[rows]]]
+    back = _shared_sends(builder, table, made.rows(rows), device, keys[owners])
+    builder.depend(updates, back)
+    updated.task[made.step[rows], made.layer[rows]] = back
+
+
+def _shared_sends(
+    builder: ProgramBuilder, table: OpTable, made: _Made, source: Ints, key: Ints
+) -> Ints:
+    """Sends between the device of each row's layer and the device of its owner."""
+    home, owner = home_of(table), table.work.owner[made.layer]
+    return builder.tasks(
+        len(made.cell),
+        kind=KIND_CODE["send"],
+        lane=builder.lane(source, "peer"),
+        first=made.layer,
+        stop=made.layer + 1,
+        microbatch=-1,
+        step=made.step,
+        nbytes=table.work.layer_bytes("grad_bytes")[owner],
+        source=source,
+        target=home[made.layer] + home[owner] - source,
+        key=key,
+    )
 
 
 def _last_row(table: OpTable, visits: Visits) -> Ints:
@@ -254,6 +343,10 @@ def _update_in_transit(
     Earlier visits' gradients wait on the host and come along. Two layers' states are on a device
     at a time.
     """
+    if _is_tied(table).any():
+        raise InputError(
+            "layers that share parameters need optimizer_on host where weights are streamed"
+        )
     cells, which = np.unique(made.cell, return_inverse=True)
     last = _earliest(-order.rank[made.last_grad], which, len(cells))
     final = np.zeros(len(made.cell), dtype=np.bool_)

@@ -77,15 +77,29 @@ def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
     uses, used = visits.layers(np.arange(len(visits.step)))
     source = visits.step[uses] - update_lag(table)
     uses, used, source = (column[source >= 0] for column in (uses, used, source))
+    owner = table.work.owner
+    update = rows + visits.step[makes] * layers
     edges = [
-        (visits.last_grad[makes], rows + visits.step[makes] * layers + made),
+        (visits.last_grad[makes], update + made),
+        (visits.last_grad[makes], update + owner[made]),
         (rows + source * layers + used, visits.first_row[uses]),
+        (rows + source * layers + owner[used], visits.first_row[uses]),
+        _tied_edges(table, rows),
     ]
     if table.rules.clip:
         every = np.arange(steps * layers)
         edges.append((visits.last_grad[makes], norm + visits.step[makes]))
         edges.append((norm + every // layers, rows + every))
     return edges
+
+
+def _tied_edges(table: OpTable, rows: int) -> tuple[Ints, Ints]:
+    """A layer's own update comes before that of the layer that owns what it shares."""
+    owner, layers = table.work.owner, table.work.layers
+    tied = np.flatnonzero(owner != np.arange(layers))
+    step = np.repeat(np.arange(table.steps), len(tied)) * layers + rows
+    tied = np.tile(tied, table.steps)
+    return step + tied, step + owner[tied]
 
 
 def _deadlock(table: OpTable, blocked: Ints) -> str:

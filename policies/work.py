@@ -50,6 +50,12 @@ class Work:
         """Nanoseconds of `op`."""
         return sum(self.layer_ns(op.kind, weight_share)[op.first : op.stop])
 
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """The layer that owns each layer's shared parameters: itself, or the one it is tied to."""
+        layers = enumerate(self.trace.layers)
+        return np.array([n if each.tied_to is None else each.tied_to for n, each in layers])
+
     def layer_bytes(self, field: str) -> NDArray[np.int64]:
         """One bytes field of every layer, as an array of shape (layers,)."""
         return self._bytes[field]
