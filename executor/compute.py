@@ -82,9 +82,9 @@ class Computer:
         """Run without saving anything; returns the outputs of the layers in `keep`."""
         kept = {}
         with torch.no_grad():
-            for layer, value in self._run(op, step, modules, value):
+            for layer, output in self._run(op, step, modules, value):
                 if layer in keep:
-                    kept[layer] = detached(value)
+                    kept[layer] = detached(output)
         return kept
 
     def loss_of(self, output: Value, target: Value) -> Tensor:
@@ -106,9 +106,7 @@ class Computer:
         leaves = as_leaves(value, needs)
         jobs: list[Job] = []
         with torch.enable_grad(), collecting(jobs) if defer else nullcontext():
-            output = leaves
-            for _, output in self._run(op, step, modules, leaves):
-                pass
+            (*_, (_, output)) = self._run(op, step, modules, leaves)
             output = finish(output)
         outputs = tensors_of(output)
         return Graph(leaves, outputs, jobs), output
@@ -132,9 +130,9 @@ class Computer:
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
-                with self._randomness.fixed(layer, step, op.microbatch, self.device):
-                    with self._casting():
-                        value = module(value)
+                numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
+                with numbers, self._casting():
+                    value = module(value)
             except Exception as error:
                 name = type(module).__name__
                 error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")

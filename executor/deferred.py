@@ -1,4 +1,4 @@
-"""Deferred weight gradients: what `I` leaves for `W`. The idea is zero bubble's (arXiv 2401.10241)."""
+"""Deferred weight gradients: what `I` leaves for `W` (zero bubble, arXiv 2401.10241)."""
 
 import threading
 from collections.abc import Callable, Iterator

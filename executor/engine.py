@@ -14,7 +14,8 @@ from .compute import Computer, Graph
 from .layers import Layers, WeightCopy
 from .masters import GradientBook, HostCopies, Masters
 from .store import Key, Store
-from .values import Value, copied, detached
+from .streams import Stream
+from .values import Value, copied, detached, moved
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
 HOST = torch.device("cpu")
@@ -22,7 +23,10 @@ ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "s
 
 
 class Machinery:
-    """What outlives a step: devices, weights on them, masters, and what uploads read."""
+    """What outlives a step: devices, weights on them, masters, and what uploads read.
+
+    `streams` are the devices' compute streams.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class Machinery:
         host_copies: dict[int, HostCopies],
         clip_norm: float | None,
         pin: bool,
+        streams: list[Stream],
     ) -> None:
         self.layers = layers
         self.devices = devices
@@ -43,6 +48,7 @@ class Machinery:
         self.host_copies = host_copies
         self.clip_norm = clip_norm
         self.pin = pin
+        self.streams = streams
 
 
 class ProgramTables:
@@ -145,7 +151,7 @@ class StepEngine:
 
     def _input(self, op: Op, device: int) -> Value:
         if op.first == 0:
-            return _moved(self._inputs[op.microbatch], self._machinery.devices[device])
+            return moved(self._inputs[op.microbatch], self._machinery.devices[device])
         fetched = op.kind == "R" and self._program.rules.activations == "host"
         return self._store.get(Key(ACTIVATIONS, device, op.first - 1, op.microbatch, fetched))
 
@@ -153,7 +159,7 @@ class StepEngine:
         return op.stop == len(self._machinery.layers)
 
     def _target(self, op: Op, device: int) -> Value:
-        return _moved(self._targets[op.microbatch], self._machinery.devices[device])
+        return moved(self._targets[op.microbatch], self._machinery.devices[device])
 
     def _finish(self, op: Op, device: int) -> Any:
         if not self._is_last(op):
@@ -190,7 +196,8 @@ class StepEngine:
         ((label, layer),) = self._tables.allocs[task]
         microbatch = int(self._program.microbatch[task])
         value = self._store.get(Key(label, source, layer, microbatch))
-        copy = copied(value, self._machinery.devices[target])
+        machinery = self._machinery
+        copy = copied(value, machinery.devices[target], reader=machinery.streams[target])
         self._store.put(Key(label, target, layer, microbatch), copy, owned=True)
 
     def _send_shared(self, layer: int, source: int, target: int) -> None:
@@ -199,8 +206,9 @@ class StepEngine:
         if layer in machinery.weights[source].held():
             names = machinery.layers.shared_by(layer)
             grads = self._weights(source, layer).take_gradients(names)
-            device = machinery.devices[target]
-            self._book.add(layer, {name: copied(grad, device) for name, grad in grads.items()})
+            device, reader = machinery.devices[target], machinery.streams[target]
+            copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
+            self._book.add(layer, copies)
         else:
             refresh_resident(machinery.layers, layer, self._weights(target, layer))
 
@@ -215,7 +223,8 @@ class StepEngine:
         device, layer, microbatch = self._place(task)
         host = len(self._machinery.devices)
         value = self._store.get(Key(ACTIVATIONS, host, layer, microbatch))
-        copy = copied(value, self._machinery.devices[device])
+        machinery = self._machinery
+        copy = copied(value, machinery.devices[device], reader=machinery.streams[device])
         self._store.put(Key(ACTIVATIONS, device, layer, microbatch, True), copy, owned=True)
 
     def _place(self, task: int) -> tuple[int, int, int]:
@@ -232,13 +241,15 @@ class StepEngine:
         elif task in self._tables.parts:
             self._upload_weights(task, device, layer)
         else:
-            self._states_to(layer, machinery.devices[device])
+            machinery.masters.move(layer, machinery.devices[device])
 
     def _upload_weights(self, task: int, device: int, layer: int) -> None:
         machinery = self._machinery
         source, part = machinery.host_copies[layer], int(self._program.part[task])
         if part == 0:
-            weights = begin_upload(source.layout, machinery.devices[device])
+            weights = begin_upload(
+                source.layout, machinery.devices[device], machinery.streams[device]
+            )
             machinery.weights[device].keep(layer, weights)
         weights = machinery.weights[device].newest(layer)
         upload_part(weights, source.flat(self._step), part, self._tables.parts[task])
@@ -246,7 +257,7 @@ class StepEngine:
     def _download(self, task: int) -> None:
         device, layer, _ = self._place(task)
         if task in self._tables.states_down:
-            self._states_to(layer, HOST)
+            self._machinery.masters.move(layer, HOST)
             self._machinery.host_copies[layer].refresh(self._step)
             return
         grads, pin = self._staged.pop(task), self._machinery.pin
@@ -266,7 +277,7 @@ class StepEngine:
         most = self._machinery.clip_norm
         assert most is not None, "a plan that clips comes with a norm"
         norm = self._book.squared_norm() ** 0.5
-        self._scale = torch.tensor(min(1.0, most / (norm + 1e-6)))
+        self._scale = torch.tensor(min(1.0, most / (norm + 1e-6)), dtype=torch.float64)
 
     def _collect_all(self) -> None:
         for device, weights in enumerate(self._machinery.weights):
@@ -294,23 +305,6 @@ class StepEngine:
 
     def _shares(self, layer: int, owner: int) -> bool:
         return layer == owner or owner in self._machinery.layers.tied_to(layer)
-
-    def _states_to(self, layer: int, device: torch.device) -> None:
-        """Move a layer's masters and their optimizer state to a device, or back to the host."""
-        masters = self._machinery.masters
-        for each in self._machinery.layers.owned_by(layer).values():
-            if each.requires_grad:
-                each.data = each.data.to(device)
-        for state in masters.state_of(layer):
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.ndim > 0:
-                    state[name] = value.to(device)
-
-
-def _moved(value: Value, device: torch.device) -> Value:
-    from .values import map_tensors
-
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
 def _by_alloc(program: Program) -> dict[int, set[tuple[str, int]]]:

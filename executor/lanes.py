@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
@@ -53,17 +52,30 @@ class Run:
         return self._lanes.setdefault(lane, threading.Event())
 
     def wait(self, lanes: Iterable[int] | None = None) -> None:
-        """Block until these lanes (None: all) have come to their end."""
-        for lane in self._lanes if lanes is None else lanes:
+        """Block until these lanes (None: all) have come to their end, on their devices too."""
+        for lane in list(self._lanes) if lanes is None else lanes:
             if lane in self._lanes:
                 self._lanes[lane].wait()
+                last = self.tasks_of(lane)[-1:]
+                mark = self.ended[last[0]] if last else None
+                if mark is not None:
+                    mark.block()
+
+
+AHEAD = 4
+"""A lane's thread is at most this many tasks ahead of its stream, which bounds memory in use."""
 
 
 class LaneThread:
-    """Runs tasks in order on a stream, one run after another."""
+    """Runs tasks in order on a stream, one run after another.
 
-    def __init__(self, name: str, stream: Stream) -> None:
+    `blocks`: the thread itself waits for what a task depends on, not only its stream. So do lanes
+    that bring things to a device: they take memory that must have been freed by then.
+    """
+
+    def __init__(self, name: str, stream: Stream, blocks: bool = False) -> None:
         self.stream = stream
+        self._blocks = blocks
         self._jobs: SimpleQueue[tuple[Run, int, Handler] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"roundel {name}", daemon=True)
         self._thread.start()
@@ -91,16 +103,28 @@ class LaneThread:
             del job, run, handler
 
     def _run(self, run: Run, tasks: list[int], handler: Handler) -> None:
-        for task in tasks:
+        for place, task in enumerate(tasks):
             for before in run.before(task):
                 run.issued[before].wait()
                 if run.failure is not None:
                     return
-                mark: Any = run.ended[before]
-                self.stream.wait(mark)
+                self._wait(run.ended[before])
             if run.failure is not None:
                 return
+            if place >= AHEAD:
+                _reached(run.ended[tasks[place - AHEAD]]).block()
             run.started[task] = self.stream.record()
             handler(task)
             run.ended[task] = self.stream.record()
             run.issued[task].set()
+
+    def _wait(self, mark: Mark | None) -> None:
+        if self._blocks:
+            _reached(mark).block()
+        else:
+            self.stream.wait(_reached(mark))
+
+
+def _reached(mark: Mark | None) -> Mark:
+    assert mark is not None, "a task that is issued has its mark"
+    return mark

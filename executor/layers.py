@@ -63,6 +63,14 @@ class Layers:
             for name, parameter in self.owned_by(layer).items():
                 yield self.names[layer][name], parameter
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Every persistent buffer, named after the parameters of its layer."""
+        for layer, module in enumerate(self.modules):
+            kept = module.state_dict()
+            for name, buffer in module.named_buffers():
+                if name in kept:
+                    yield self.names[layer].get(name, f"{layer}.{name}"), buffer
+
     def needs_gradient(self) -> list[bool]:
         """For each boundary, whether any layer up to it is trained."""
         found, flags = False, []

@@ -53,6 +53,22 @@ class Masters:
             mine.update({name: value for name, value in whole.items() if name != "params"})
         part.step()
         part.zero_grad(set_to_none=True)
+        # Schedulers look here to see that the optimizer has stepped before them.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def to_host(self) -> None:
+        """Bring all parameters and their optimizer state back to the host."""
+        for layer in range(len(self.layers)):
+            self.move(layer, torch.device("cpu"))
+
+    def move(self, layer: int, device: torch.device) -> None:
+        """Move a layer's own parameters and their optimizer state to a device."""
+        for each in self.layers.owned_by(layer).values():
+            each.data = each.data.to(device)
+        for state in self.state_of(layer):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim > 0:
+                    state[name] = value.to(device)
 
     def state_of(self, layer: int) -> Iterable[dict[str, Any]]:
         """The optimizer's state of each of a layer's own parameters."""
@@ -147,6 +163,7 @@ class GradientBook:
             grad = grad.to(parameter.device, parameter.dtype)
             parameter.grad = grad if scale is None else grad.mul_(scale.to(grad.device, grad.dtype))
 
+    @torch.no_grad()
     def squared_norm(self) -> float:
         """The sum of all squared gradients."""
         norms = [

@@ -128,9 +128,9 @@ class _Run:
         casting = torch.autocast(
             self.device.type, self.autocast or torch.bfloat16, self.autocast is not None
         )
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            with casting:
-                return self.finish(self.module(leaves))
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.enable_grad(), hooks, casting:
+            return self.finish(self.module(leaves))
 
     def _backward(self, output: Value) -> None:
         outputs = [each for each in tensors_of(output) if each.requires_grad]

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 
 class Stream(Protocol):
@@ -20,6 +21,10 @@ class Stream(Protocol):
 
     def wait(self, mark: "Mark") -> None:
         """Work from here on starts when `mark` has been reached."""
+        ...
+
+    def reads(self, tensor: Tensor) -> None:
+        """The memory of `tensor` is not to be reused before this stream is done with it."""
         ...
 
 
@@ -60,6 +65,9 @@ class CpuStream:
     def wait(self, mark: Mark) -> None:
         mark.block()
 
+    def reads(self, tensor: Tensor) -> None:
+        """Nothing to do: on the CPU all is done when it is issued."""
+
 
 class CudaMark:
     """A CUDA event."""
@@ -93,6 +101,9 @@ class CudaStream:
             self.stream.wait_event(mark.event)
         else:
             mark.block()
+
+    def reads(self, tensor: Tensor) -> None:
+        tensor.record_stream(self.stream)
 
 
 class Clock:

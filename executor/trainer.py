@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import nn
 from ..policies.builder import lanes_of
 from ..policies.estimate import estimate
 from ..policies.lowering import lower
+from ..policies.op import Op
 from ..policies.plan import Plan
 from ..policies.policy import Policy, policy_name
 from ..policies.record import record
@@ -24,12 +26,12 @@ from .compute import Computer, LossFunction, Randomness
 from .deferred import defer_linears
 from .engine import Machinery, ProgramTables, StepEngine
 from .lanes import LaneThread, Run
-from .layers import Layers
+from .layers import Layers, Replica
 from .masters import HostCopies, Masters, OptimizerFactory
 from .measure import measure_layers
 from .sizes import parse_bytes, say_bytes
 from .streams import Clock, CpuStream, make_stream
-from .values import Value, batch_size, split_batch
+from .values import Value, batch_size, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
 
@@ -124,7 +126,7 @@ class Trainer:
             raise InputError("clip_norm: the policy must clip too; give it clip=True")
         self.layers = layers if isinstance(layers, Layers) else Layers(list(layers))
         self.policy = policy
-        self.devices = [torch.device(device) for device in devices]
+        self.devices = [_numbered(torch.device(device)) for device in devices]
         self.microbatches = microbatches
         self.memory_limit = parse_bytes(memory_limit)
         self.trace = trace
@@ -162,7 +164,7 @@ class Trainer:
             )
         bounds = [size * number // self.microbatches for number in range(self.microbatches + 1)]
         parts = split_batch(inputs, bounds), split_batch(targets, bounds)
-        shares = [(stop - first) / size for first, stop in zip(bounds, bounds[1:], strict=False)]
+        shares = [(stop - first) / size for first, stop in pairwise(bounds)]
         ready = self._prepare(parts[0][0], parts[1][0])
         tables = self._tables(ready.work)
         state = torch.get_rng_state()
@@ -177,6 +179,27 @@ class Trainer:
         if not np.isfinite(result.loss) and self._on_nan == "stop":
             raise NotANumber(f"step {result.step}: the loss is {result.loss}")
         return result
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Value, targets: Value) -> float:
+        """The loss on a batch with the newest weights, in evaluation mode, layer by layer."""
+        self.flush()
+        device = self.devices[0]
+        value, goal = moved(inputs, device), moved(targets, device)
+        computer = Computer(device, self._loss_fn, Randomness(0), self._autocast, [])
+        for layer, module in enumerate(self.layers.modules):
+            weights = resident_copy(self.layers, layer, device, self._compute_dtype, own=False)
+            replica = Replica(module, device)
+            replica.bind(weights).eval()
+            op = Op("F", layer, layer + 1, 0)
+            value = computer.forward(op, 0, [replica.module], value, {layer})[layer]
+        return float(computer.loss_of(value, goal))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Copies of all weights and persistent buffers on the host, by the model's own names."""
+        self.flush()
+        state = {name: each.detach().cpu().clone() for name, each in self.layers.named_parameters()}
+        return state | {name: each.cpu().clone() for name, each in self.layers.named_buffers()}
 
     def flush(self) -> None:
         """Wait until every update is done. Raises what went wrong in one."""
@@ -222,7 +245,8 @@ class Trainer:
             plan = self.policy.plan(work, self.step_number)
             self._refuse_what_cannot_fit(plan, work)
             self._limit_cuda_memory()
-            self._ready = _Ready(work, self._machinery(plan, work), self._threads(work))
+            threads = self._threads(work)
+            self._ready = _Ready(work, self._machinery(plan, work, threads), threads)
         return self._ready
 
     def _measure(self, inputs: Value, targets: Value) -> tuple[Trace, set[int]]:
@@ -258,7 +282,9 @@ class Trainer:
                 share = self.memory_limit * self.devices.count(device) / whole
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
-    def _machinery(self, plan: Plan, work: Work) -> Machinery:
+    def _machinery(self, plan: Plan, work: Work, threads: list[LaneThread]) -> Machinery:
+        lanes = zip(lanes_of(work.devices), threads, strict=True)
+        streams = [thread.stream for lane, thread in lanes if lane.kind == "compute"]
         needs = self.layers.needs_gradient()
         computers = [
             Computer(device, self._loss_fn, self._randomness, self._autocast, needs)
@@ -292,6 +318,7 @@ class Trainer:
             host_copies,
             self._clip_norm,
             pin,
+            streams,
         )
 
     def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:
@@ -311,6 +338,7 @@ class Trainer:
             LaneThread(
                 lane.name,
                 make_stream(self.devices[lane.device]) if lane.device >= 0 else CpuStream(),
+                blocks=lane.kind == "h2d",
             )
             for lane in lanes_of(work.devices)
         ]
@@ -364,9 +392,20 @@ class Trainer:
             raise
         if run.failure is not None:
             run.wait()
+            if isinstance(run.failure, torch.OutOfMemoryError):
+                run.failure.add_note(self._expected_memory(ready.work, run))
             raise run.failure
         if not stale:
             self.flush()
+
+    def _expected_memory(self, work: Work, run: Run) -> str:
+        """What a plan was expected to need, for whoever sees it run out."""
+        peaks = [curve.peak_bytes for curve in estimate(run.program, "expected").memory[:-1]]
+        limit = say_bytes(self.memory_limit) if self.memory_limit else "all there is"
+        return (
+            f"expected at most {say_bytes(max(peaks))} on a device, allowed {limit}; "
+            "use more microbatches, a finer cut, recompute, or streamed weights (round-robin)"
+        )
 
     def _finish(self, run: Run, engine: StepEngine) -> None:
         run.wait()
@@ -393,8 +432,16 @@ class Trainer:
         for weights in ready.machinery.weights:
             weights.clear()
         self._programs.clear()
+        self.masters.to_host()
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with its number: `cuda` is the current one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _misfit(curve: MemoryCurve, plan: Plan) -> str:

@@ -1,11 +1,14 @@
-"""Values: what passes between layers, a tensor or any nesting of tuples, lists and dicts of them."""
+"""Values: what passes between layers, a tensor or nested tuples, lists and dicts of them."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from .streams import Stream
 
 Value = Any
 """A tensor, or a tuple, list or dict of values; other things in it pass through untouched."""
@@ -44,11 +47,30 @@ def gradients_of(value: Value) -> Gradients:
     return [tensor.grad for tensor in tensors_of(value)]
 
 
-def copied(value: Value, device: torch.device, pin: bool = False) -> Value:
-    """A copy of a value on `device`, never sharing memory with it."""
+def moved(value: Value, device: torch.device) -> Value:
+    """The value on `device`; itself where it is there already."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+def read_on_current_stream(tensor: Tensor) -> None:
+    """Keep a tensor's memory from reuse until the current stream is done with it."""
+    if tensor.device.type == "cuda":
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+def copied(
+    value: Value, device: torch.device, pin: bool = False, reader: Stream | None = None
+) -> Value:
+    """A copy of a value on `device`, never sharing memory with it.
+
+    Made on the current stream; `reader` is the stream that will read it.
+    """
 
     def copy(tensor: Tensor) -> Tensor:
         target = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pin)
+        read_on_current_stream(tensor)
+        if reader is not None:
+            reader.reads(target)
         return target.copy_(tensor.detach(), non_blocking=True)
 
     return map_tensors(copy, value)
@@ -63,7 +85,7 @@ def split_batch(value: Value, bounds: list[int]) -> list[Value]:
     """A value cut along the first dimension of its tensors into the parts between the bounds."""
     return [
         map_tensors(lambda tensor, a=first, b=stop: tensor[a:b], value)  # type: ignore[misc]
-        for first, stop in zip(bounds, bounds[1:], strict=False)
+        for first, stop in pairwise(bounds)
     ]
 
 

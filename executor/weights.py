@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import Layers, Layout, Replica, WeightCopy
+from .streams import Stream
 
 
 class DeviceWeights:
@@ -61,9 +62,10 @@ class DeviceWeights:
         self._replicas.clear()
 
 
-def begin_upload(layout: Layout, device: torch.device) -> WeightCopy:
-    """Room for a layer's weights on a device."""
+def begin_upload(layout: Layout, device: torch.device, reader: Stream) -> WeightCopy:
+    """Room for a layer's weights on a device, to be read by its compute stream."""
     flat = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+    reader.reads(flat)
     return WeightCopy(layout.parameters(flat), flat)
 
 

@@ -1,0 +1,313 @@
+"""Training by a policy is plain training: losses and weights equal to the last bits of float64."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import roundel
+from roundel.executor.trainer import Trainer
+
+from . import toy
+
+mse = nn.functional.mse_loss
+
+RESIDENT = [
+    policy
+    for recompute in ("none", "early", "late")
+    for place in ("device", "host")
+    for policy in toy.every_policy(recompute=recompute, optimizer_on=place)
+    if policy.name != "round-robin"
+]
+ROUND_ROBIN = [
+    roundel.RoundRobin(
+        **toy.CUTS,
+        recompute=recompute,
+        optimizer_on=place,
+        activations=waits,
+        optimizer=optimizer,
+    )
+    for recompute in ("early", "late")
+    for place in ("device", "host")
+    for waits in ("device", "host")
+    for optimizer in ("sync", "stale")
+]
+
+
+def name(policy: roundel.Policy) -> str:
+    values = [v for k, v in vars(policy).items() if isinstance(v, str)]
+    return "-".join([policy.name, *values])
+
+
+def assert_same(got: tuple, expected: tuple) -> None:
+    losses, weights = got
+    assert losses == pytest.approx(expected[0], abs=1e-12)
+    for mine, theirs in zip(weights, expected[1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("policy", RESIDENT, ids=name)
+def test_resident_policies_train_exactly(policy: roundel.Policy) -> None:
+    batches = toy.vectors()
+    got = toy.train(toy.blocks(), mse, batches, policy, race=1)
+    assert_same(got, toy.plain(toy.blocks(), mse, batches))
+
+
+@pytest.mark.parametrize("policy", ROUND_ROBIN, ids=name)
+@pytest.mark.parametrize("seed", range(3))
+def test_round_robin_trains_exactly_and_stale_exactly_one_step_late(
+    policy: roundel.RoundRobin, seed: int
+) -> None:
+    batches = toy.vectors(steps=4)
+    reference = toy.one_step_stale if policy.optimizer == "stale" else toy.plain
+    got = toy.train(toy.blocks(), mse, batches, policy, race=seed)
+    assert_same(got, reference(toy.blocks(), mse, batches))
+
+
+def test_stale_differs_from_synchronous() -> None:
+    batches = toy.vectors(steps=4)
+    sync = toy.train(toy.blocks(), mse, batches, roundel.RoundRobin(**toy.CUTS))[0]
+    stale = toy.train(
+        toy.blocks(), mse, batches, roundel.RoundRobin(**toy.CUTS, optimizer="stale")
+    )[0]
+    assert sync[:1] == stale[:1]
+    assert abs(sync[-1] - stale[-1]) > 1e-6
+
+
+@pytest.mark.parametrize("policy", toy.every_policy(), ids=name)
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 1), (1, 3), (2, 2), (4, 3), (4, 9)])
+def test_any_number_of_devices_and_microbatches(
+    policy: roundel.Policy, devices: int, microbatches: int
+) -> None:
+    batches = toy.vectors(steps=2)
+    got = toy.train(
+        toy.blocks(), mse, batches, policy, devices=devices, microbatches=microbatches, race=2
+    )
+    assert_same(got, toy.plain(toy.blocks(), mse, batches))
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_tied_embedding_and_head_with_and_without_clipping(clip: float | None, place: str) -> None:
+    batches = toy.tokens()
+    expected = toy.plain(toy.tied_model(), toy.token_loss, batches, clip)
+    for policy in toy.every_policy(optimizer_on=place, clip=clip is not None):
+        if policy.name == "round-robin" and place == "device":
+            continue
+        got = toy.train(toy.tied_model(), toy.token_loss, batches, policy, race=3, clip_norm=clip)
+        assert_same(got, expected)
+
+
+def test_tied_layers_that_stream_with_states_through_the_device_are_refused() -> None:
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
+    with pytest.raises(roundel.InputError, match="share parameters need optimizer_on host"):
+        toy.train(toy.tied_model(), toy.token_loss, toy.tokens(), policy)
+
+
+@pytest.mark.parametrize("policy", toy.every_policy(recompute="early"), ids=name)
+def test_frozen_layers_stay_and_the_others_train_exactly(policy: roundel.Policy) -> None:
+    def model() -> list[nn.Module]:
+        layers = toy.blocks()
+        for layer in (0, 1, 4):
+            layers[layer].requires_grad_(False)
+        layers[5][0].weight.requires_grad_(False)
+        return layers
+
+    batches = toy.vectors()
+    got = toy.train(model(), mse, batches, policy, race=4)
+    assert_same(got, toy.plain(model(), mse, batches))
+    torch.testing.assert_close(got[1][0], next(model()[0].parameters()).detach())
+
+
+@pytest.mark.parametrize("recompute", ["early", "late"])
+def test_dropout_draws_the_same_numbers_again(recompute: str) -> None:
+    """With and without recompute, by any cut: the same masks, so the same losses and weights."""
+    batches = toy.vectors()
+    expected = toy.train(toy.blocks(dropout=0.3), mse, batches, roundel.GPipe(), devices=1, seed=7)
+    for policy in toy.every_policy(recompute=recompute):
+        got = toy.train(toy.blocks(dropout=0.3), mse, batches, policy, race=5, seed=7)
+        assert_same(got, expected)
+    other = toy.train(toy.blocks(dropout=0.3), mse, batches, roundel.GPipe(), seed=8)
+    assert abs(other[0][0] - expected[0][0]) > 1e-6
+
+
+def test_dropout_is_plain_dropout_with_the_seeds_of_layer_step_and_microbatch() -> None:
+    from roundel.executor.compute import layer_seed
+
+    inputs, targets = toy.vectors(steps=1, size=8)[0]
+    layers = toy.blocks(2, dropout=0.5)
+    total = 0.0
+    for number in range(4):
+        value = inputs[2 * number : 2 * number + 2]
+        for layer, module in enumerate(layers):
+            torch.manual_seed(layer_seed(9, layer, 0, number))
+            value = module(value)
+        total += mse(value, targets[2 * number : 2 * number + 2]).item() / 4
+    got = toy.train(
+        toy.blocks(2, dropout=0.5),
+        mse,
+        [(inputs, targets)],
+        roundel.OneFOneB(recompute="late"),
+        devices=2,
+        seed=9,
+    )
+    assert got[0][0] == pytest.approx(total, abs=1e-12)
+
+
+class Pair(nn.Module):
+    """Tuples and dicts between layers, one tensor of them without a gradient."""
+
+    def __init__(self, last: bool = False) -> None:
+        super().__init__()
+        self.left = nn.Linear(toy.WIDTH, toy.WIDTH).double()
+        self.last = last
+
+    def forward(self, value):  # type: ignore[no-untyped-def]
+        if isinstance(value, torch.Tensor):
+            value = {"both": (value, value * 2), "index": torch.arange(len(value)), "note": "kept"}
+        first, second = value["both"]
+        assert value["note"] == "kept"
+        first, second = torch.tanh(self.left(first)) + second, second * 0.5
+        if self.last:
+            return first + second
+        return {**value, "both": (first, second)}
+
+
+@pytest.mark.parametrize("policy", toy.every_policy(recompute="late"), ids=name)
+def test_tuples_and_dicts_between_layers(policy: roundel.Policy) -> None:
+    def model() -> list[nn.Module]:
+        torch.manual_seed(2)
+        return [*(Pair() for _ in range(7)), Pair(last=True)]
+
+    batches = toy.vectors()
+    got = toy.train(model(), mse, batches, policy, race=6)
+    assert_same(got, toy.plain(model(), mse, batches))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
+        partial(torch.optim.Adam, lr=1e-2, amsgrad=True),
+        partial(torch.optim.RMSprop, lr=1e-3),
+        partial(torch.optim.Adagrad, lr=1e-2),
+        partial(torch.optim.NAdam, lr=1e-2),
+    ],
+    ids=lambda factory: factory.func.__name__,
+)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        roundel.OneFOneB(),
+        roundel.RoundRobin(**toy.CUTS),
+        roundel.RoundRobin(**toy.CUTS, optimizer_on="device"),
+    ],
+)
+def test_any_torch_optimizer(optimizer, policy: roundel.Policy) -> None:  # type: ignore[no-untyped-def]
+    batches = toy.vectors(steps=4)
+    got = toy.train(toy.blocks(), mse, batches, policy, race=7, optimizer=optimizer)
+    assert_same(got, toy.plain(toy.blocks(), mse, batches, optimizer=optimizer))
+
+
+def test_parameter_groups_and_a_scheduler() -> None:
+    batches = toy.vectors(steps=4)
+
+    def groups(named):  # type: ignore[no-untyped-def]
+        bias = [each for name, each in named.items() if name.endswith("bias")]
+        rest = [each for name, each in named.items() if not name.endswith("bias")]
+        return [{"params": rest, "weight_decay": 0.3}, {"params": bias, "weight_decay": 0.0}]
+
+    layers = toy.blocks()
+    model = nn.Sequential(*layers)
+    steps = toy.ADAMW(groups(dict(model.named_parameters())))
+    scheduler = torch.optim.lr_scheduler.StepLR(steps, 1, gamma=0.5)
+    expected = []
+    for inputs, targets in batches:
+        steps.zero_grad()
+        loss = mse(model(inputs), targets)
+        loss.backward()
+        steps.step()
+        scheduler.step()
+        expected.append(loss.item())
+
+    with Trainer(
+        toy.blocks(),
+        mse,
+        policy=roundel.RoundRobin(**toy.CUTS),
+        optimizer=toy.ADAMW,
+        devices=["cpu"] * 2,
+        microbatches=3,
+        parameter_groups=groups,
+    ) as trainer:
+        scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1, gamma=0.5)
+        got = []
+        for batch in batches:
+            got.append(trainer.step(*batch).loss)
+            scheduler.step()
+    assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_bf16_on_the_device_with_float32_masters_follows_float32() -> None:
+    def model() -> list[nn.Module]:
+        return [layer.float() for layer in toy.blocks()]
+
+    batches = [(x.float(), y.float()) for x, y in toy.vectors(steps=12)]
+    expected, _ = toy.plain(model(), mse, batches)
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return mse(output.float(), target)
+
+    def cast(output: torch.Tensor) -> torch.Tensor:
+        return output.bfloat16()
+
+    half = [(cast(x), y) for x, y in batches]
+    for policy in (
+        roundel.OneFOneB(),
+        roundel.RoundRobin(**toy.CUTS),
+        roundel.RoundRobin(**toy.CUTS, optimizer_on="device"),
+    ):
+        layers = model()
+        got, weights = toy.train(layers, loss, half, policy, compute_dtype=torch.bfloat16)
+        assert all(each.dtype == torch.float32 for each in weights)
+        assert got == pytest.approx(expected, rel=0.03)
+
+
+def test_autocast_recomputes_what_it_ran() -> None:
+    batches = [(x.float(), y.float()) for x, y in toy.vectors()]
+
+    def model() -> list[nn.Module]:
+        return [layer.float() for layer in toy.blocks()]
+
+    results = [
+        toy.train(model(), mse, batches, replace(policy), autocast=torch.bfloat16)[0]
+        for policy in (
+            roundel.GPipe(),
+            roundel.GPipe(recompute="late"),
+            roundel.RoundRobin(**toy.CUTS),
+        )
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    assert results[0] == pytest.approx(results[2], rel=1e-6)
+    exact = toy.plain(model(), mse, batches)[0]
+    assert results[0] == pytest.approx(exact, rel=0.03)
+    assert results[0] != pytest.approx(exact, rel=1e-6)
+
+
+def test_evaluation_uses_the_newest_weights_and_no_dropout() -> None:
+    inputs, targets = toy.vectors(steps=1)[0]
+    layers = toy.blocks(dropout=0.4)
+    with Trainer(
+        layers,
+        mse,
+        policy=roundel.RoundRobin(**toy.CUTS, optimizer="stale"),
+        optimizer=toy.ADAMW,
+        devices=["cpu"] * 2,
+        microbatches=2,
+    ) as trainer:
+        for _ in range(3):
+            trainer.step(inputs, targets)
+        got = trainer.evaluate(inputs, targets)
+    model = nn.Sequential(*layers).eval()
+    assert got == pytest.approx(mse(model(inputs), targets).item(), abs=1e-12)

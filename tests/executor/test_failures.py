@@ -1,0 +1,225 @@
+"""What goes wrong says so, where it happened, and leaves no thread behind."""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import roundel
+from roundel.executor.trainer import NotANumber, Trainer
+
+from . import toy
+
+mse = nn.functional.mse_loss
+
+
+class Breaks(nn.Module):
+    """Raises at its n-th run with a gradient, or the first one without."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.inner = nn.Linear(toy.WIDTH, toy.WIDTH).double()
+        self.left = at
+        self.error = error
+
+    def __deepcopy__(self, memo: dict) -> "Breaks":
+        copy = Breaks(self.left, self.error)
+        copy.inner.weight = memo.get(id(self.inner.weight), copy.inner.weight)
+        copy.inner.bias = memo.get(id(self.inner.bias), copy.inner.bias)
+        return copy
+
+    def forward(self, value: Tensor) -> Tensor:
+        self.left -= 1
+        if not self.left:
+            raise self.error
+        return self.inner(value)
+
+
+class Custom(RuntimeError):
+    """An error of the user's."""
+
+
+def make(layers: list[nn.Module], policy: roundel.Policy, **options: object) -> Trainer:
+    options.setdefault("optimizer", toy.ADAMW)
+    return Trainer(
+        layers,
+        mse,
+        policy=policy,
+        devices=["cpu"] * 3,
+        microbatches=4,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def ours() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name.startswith("roundel")]
+
+
+@pytest.mark.parametrize("policy", toy.every_policy(recompute="early"), ids=lambda p: p.name)
+@pytest.mark.parametrize("at", [2, 3, 5])
+def test_a_failing_layer_is_raised_as_it_is_with_layer_and_microbatch(
+    policy: roundel.Policy, at: int
+) -> None:
+    layers = toy.blocks()
+    error = Custom("no luck")
+    trainer = make(layers, policy, trace=roundel_trace(layers))
+    layers[5] = trainer.layers.modules[5] = Breaks(at, error)
+    trainer.layers.owner.update({id(each): 5 for each in layers[5].parameters()})
+    start = time.perf_counter()
+    with pytest.raises(Custom) as caught, trainer:
+        for batch in toy.vectors():
+            trainer.step(*batch)
+    assert caught.value is error
+    assert any("in layer 5 (Breaks), microbatch" in note for note in error.__notes__)
+    assert not ours()
+    assert time.perf_counter() - start < 10
+
+
+def roundel_trace(layers: list[nn.Module]) -> roundel.Trace:
+    cost = roundel.LayerCost(
+        name="layer",
+        forward_ns=10,
+        backward_ns=20,
+        param_bytes=1000,
+        grad_bytes=1000,
+        output_bytes=100,
+        saved_bytes=100,
+        optimizer_bytes=1000,
+        trainable_params=100,
+    )
+    return roundel.Trace(
+        name="t", device="d", provenance="p", microbatch_tokens=1, layers=(cost,) * len(layers)
+    )
+
+
+def test_a_failing_loss_is_raised_and_a_closed_trainer_says_so() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        raise Custom("loss")
+
+    with pytest.raises(Custom, match="loss"):
+        Trainer(
+            toy.blocks(),
+            loss,
+            policy=roundel.GPipe(),
+            optimizer=toy.ADAMW,
+            devices=["cpu"],
+            microbatches=1,
+        ).step(*toy.vectors()[0])
+
+    trainer = make(toy.blocks(), roundel.GPipe())
+    trainer.step(*toy.vectors()[0])
+    trainer.close()
+    with pytest.raises(roundel.InputError, match="this trainer is closed"):
+        trainer.step(*toy.vectors()[0])
+
+
+def test_nothing_starts_before_the_first_step_and_all_ends_at_close() -> None:
+    trainer = make(toy.blocks(), roundel.RoundRobin())
+    assert not ours()
+    trainer.step(*toy.vectors()[0])
+    assert len(ours()) == 3 * 4 + 1
+    trainer.close()
+    assert not ours()
+    trainer.close()
+
+
+def test_ctrl_c_leaves_cleanly() -> None:
+    class Interrupts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(toy.WIDTH, toy.WIDTH).double()
+            self.runs = 0
+
+        def forward(self, value: Tensor) -> Tensor:
+            self.runs += 1
+            if self.runs == 2:
+                import _thread
+
+                _thread.interrupt_main()
+                time.sleep(0.05)
+            return self.inner(value)
+
+    layers = toy.blocks()
+    layers[4] = Interrupts()
+    with pytest.raises(KeyboardInterrupt), make(layers, roundel.OneFOneB()) as trainer:
+        for _ in range(20):
+            for batch in toy.vectors():
+                trainer.step(*batch)
+    assert not ours()
+
+
+def test_a_loss_that_is_not_a_number_stops_training_or_goes_on_as_asked() -> None:
+    inputs, targets = toy.vectors()[0]
+    with pytest.raises(NotANumber, match="step 1: the loss is nan"):
+        with make(toy.blocks(), roundel.GPipe()) as trainer:
+            trainer.step(inputs, targets)
+            trainer.step(inputs * torch.nan, targets)
+    with make(toy.blocks(), roundel.GPipe(), on_nan="go on") as trainer:
+        assert trainer.step(inputs * torch.nan, targets).loss != trainer.step_number
+
+
+def test_an_update_that_fails_in_the_background_is_raised() -> None:
+    class Bad(torch.optim.SGD):
+        def step(self, closure=None):  # type: ignore[no-untyped-def]
+            raise Custom("optimizer")
+
+    policy = roundel.RoundRobin(optimizer="stale")
+    with pytest.raises(Custom, match="optimizer"):
+        with make(toy.blocks(), policy, optimizer=lambda p: Bad(p, lr=0.1)) as trainer:
+            trainer.step(*toy.vectors()[0])
+            trainer.flush()
+    assert not ours()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": []}, "devices: name at least one"),
+        ({"microbatches": 0}, "microbatches: must be at least 1"),
+        ({"memory_limit": "lots"}, 'memory: write bytes, or a size such as "24GiB"'),
+        ({"clip_norm": 1.0}, "clip_norm: the policy must clip too"),
+        ({"layers": []}, "layers: there must be at least one"),
+        ({"layers": [nn.ReLU()]}, "no parameter requires a gradient"),
+        ({"layers": [nn.BatchNorm1d(3)]}, "keeps running statistics"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS needs all parameters at once"),
+        ({"parameter_groups": lambda named: []}, "every trained parameter must be in exactly one"),
+    ],
+)
+def test_wrong_arguments_say_what_to_do(options: dict, message: str) -> None:
+    arguments = {
+        "layers": toy.blocks(2),
+        "loss_fn": mse,
+        "policy": roundel.GPipe(),
+        "optimizer": toy.ADAMW,
+        "devices": ["cpu"],
+        "microbatches": 1,
+    }
+    with pytest.raises(roundel.InputError, match=message) as caught:
+        Trainer(**{**arguments, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_too_small_and_a_trace_of_another_model() -> None:
+    inputs, targets = toy.vectors()[0]
+    with pytest.raises(roundel.InputError, match="a batch of 3 cannot be cut into 4"):
+        make(toy.blocks(), roundel.GPipe()).step(inputs[:3], targets[:3])
+    trace = roundel_trace(toy.blocks(5))
+    with pytest.raises(roundel.InputError, match="trace: has 5 layers, the model 8"):
+        make(toy.blocks(), roundel.GPipe(), trace=trace).step(inputs, targets)
+
+
+def test_a_plan_that_cannot_fit_is_refused_before_anything_runs() -> None:
+    layers = toy.blocks()
+    inputs, targets = toy.vectors()[0]
+    trainer = make(layers, roundel.GPipe(), memory_limit=3000)
+    with pytest.raises(
+        roundel.InputError, match=r"this plan cannot fit: gpu\d would need"
+    ) as caught:
+        trainer.step(inputs, targets)
+    assert "recompute" in str(caught.value)
+    assert "saved activations" in str(caught.value)
+    assert not ours()
+    with make(toy.blocks(), roundel.GPipe(), memory_limit="1GiB") as trainer:
+        trainer.step(inputs, targets)

@@ -1,0 +1,183 @@
+"""Small models in float64, and plain PyTorch training to compare with."""
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import roundel
+from roundel.executor.trainer import Trainer
+
+WIDTH, VOCABULARY = 6, 13
+ADAMW = partial(torch.optim.AdamW, lr=1e-2)
+
+CUTS = {"partition": (3, 3), "backward_partition": (2, 3, 3)}
+"""For the models here, which have eight layers: measured times of such small ones are noise."""
+
+Batches = list[tuple[Any, Any]]
+
+
+class Embed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
+
+
+class Head(nn.Module):
+    """A norm and a projection that shares its weight with the embedding."""
+
+    def __init__(self, embed: Embed) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.project = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.project.weight = embed.table.weight
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.project(self.norm(value))
+
+
+def blocks(count: int = 8, dropout: float = 0.0) -> list[nn.Module]:
+    torch.manual_seed(1)
+    return [
+        nn.Sequential(
+            nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(dropout), nn.Linear(WIDTH, WIDTH)
+        ).double()
+        for _ in range(count)
+    ]
+
+
+def tied_model() -> list[nn.Module]:
+    torch.manual_seed(3)
+    embed = Embed().double()
+    middle = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()).double() for _ in range(6)]
+    head = Head(embed).double()
+    head.project.weight = embed.table.weight
+    return [embed, *middle, head]
+
+
+def token_loss(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+def vectors(steps: int = 3, size: int = 11) -> Batches:
+    """Batches of an uneven size, so that microbatches differ."""
+    random_numbers = torch.Generator().manual_seed(5)
+    draw = partial(torch.randn, size, WIDTH, generator=random_numbers, dtype=torch.double)
+    return [(draw(), draw()) for _ in range(steps)]
+
+
+def tokens(steps: int = 3, size: int = 10) -> Batches:
+    numbers = torch.Generator().manual_seed(1)
+    draw = partial(torch.randint, VOCABULARY, (size, 4), generator=numbers)
+    return [(draw(), draw()) for _ in range(steps)]
+
+
+def plain(
+    layers: list[nn.Module],
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Batches,
+    clip: float | None = None,
+    optimizer: Any = ADAMW,
+) -> tuple[list[float], list[Tensor]]:
+    """Losses and final weights of plain training."""
+    model = nn.Sequential(*layers)
+    steps = optimizer([each for each in model.parameters() if each.requires_grad])
+    losses = []
+    for inputs, targets in batches:
+        steps.zero_grad()
+        loss = loss_fn(model(inputs), targets)
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        steps.step()
+        losses.append(loss.item())
+    return losses, [each.detach().clone() for each in model.parameters()]
+
+
+def one_step_stale(
+    layers: list[nn.Module], loss_fn: Callable[[Any, Any], Tensor], batches: Batches
+) -> tuple[list[float], list[Tensor]]:
+    """Plain training whose gradients are those of the weights before the last update."""
+    model = nn.Sequential(*layers)
+    older = copy.deepcopy(model)
+    steps = ADAMW(model.parameters())
+    losses = []
+    for inputs, targets in batches:
+        older.zero_grad()
+        loss = loss_fn(older(inputs), targets)
+        loss.backward()
+        grads = [each.grad for each in older.parameters()]
+        older = copy.deepcopy(model)
+        for each, grad in zip(model.parameters(), grads, strict=True):
+            each.grad = grad
+        steps.step()
+        losses.append(loss.item())
+    return losses, [each.detach().clone() for each in model.parameters()]
+
+
+def train(
+    layers: list[nn.Module],
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Batches,
+    policy: roundel.Policy,
+    *,
+    race: int | None = None,
+    devices: int = 3,
+    microbatches: int = 4,
+    **options: Any,
+) -> tuple[list[float], list[Tensor]]:
+    """Losses and final weights of training by a policy; `race` is a seed of random delays."""
+    options.setdefault("optimizer", ADAMW)
+    with Trainer(
+        layers,
+        loss_fn,
+        policy=policy,
+        devices=["cpu"] * devices,
+        microbatches=microbatches,
+        **options,
+    ) as trainer:
+        if race is not None:
+            make_races_likely(trainer, race)
+        losses = [trainer.step(*batch).loss for batch in batches]
+        trainer.flush()
+        weights = [each.detach().clone() for each in nn.Sequential(*layers).parameters()]
+    return losses, weights
+
+
+def make_races_likely(trainer: Trainer, seed: int, most_s: float = 0.002) -> None:
+    """Random delays before every task, and freed copies overwritten with NaN."""
+    numbers = random.Random(seed)
+
+    def around(run: Callable[[int], None]) -> Callable[[int], None]:
+        def delayed(task: int) -> None:
+            time.sleep(numbers.random() * most_s)
+            run(task)
+
+        return delayed
+
+    trainer._around = around
+    trainer._poison = True
+
+
+def every_policy(**knobs: Any) -> list[roundel.Policy]:
+    """All policies of the library, each with those of the knobs that it has."""
+    policies = []
+    for name in roundel.POLICIES:
+        known = roundel.policies.catalog.known_knobs(name)
+        mine = {knob: value for knob, value in knobs.items() if knob in known}
+        if "weight_share" in known:
+            mine["weight_share"] = 0.5
+        if name == "round-robin":
+            if mine.get("recompute") == "none":
+                continue
+            mine |= CUTS
+        policies.append(roundel.make_policy(name, **mine))
+    return policies
