@@ -183,7 +183,7 @@ def _until_backward(rows: ComputeRows) -> Flags:
     last = np.full(int(place.max()) + 1, len(rows), dtype=np.int64)
     last[place[first]] = first
     early = np.arange(len(rows)) <= last[place]
-    return early & (rows.is_recompute | rows.is_backward)
+    return np.asarray(early & (rows.is_recompute | rows.is_backward))
 
 
 def _before_step_end(rows: ComputeRows, before: Longs, idle_from: Longs, gap: Longs) -> Longs:

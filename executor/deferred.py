@@ -28,7 +28,7 @@ def defer_linears(module: nn.Module) -> None:
     """Let the linear layers of `module` put off their weight gradients where that is asked for."""
     for part in module.modules():
         if type(part) is nn.Linear:
-            part.forward = _forward_of(part)  # type: ignore[method-assign]
+            part.forward = _forward_of(part)  # type: ignore[method-assign, assignment]
 
 
 def _forward_of(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -54,7 +54,7 @@ class _DeferredLinear(torch.autograd.Function):
     """A linear layer whose backward makes the input's gradient and leaves the weights' as a job."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         value: Tensor,
         weight: Tensor,
@@ -68,7 +68,7 @@ class _DeferredLinear(torch.autograd.Function):
         return functional.linear(value, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, weight = ctx.saved_tensors
         leaf, bias_leaf = ctx.leaves
 

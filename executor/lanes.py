@@ -33,7 +33,7 @@ class Run:
     def tasks_of(self, lane: int) -> list[int]:
         """The tasks of a lane, in order."""
         first, stop = self.program.lane_start[lane : lane + 2]
-        return list(self.program.lane_tasks[first:stop].tolist())
+        return [int(task) for task in self.program.lane_tasks[first:stop]]
 
     def before(self, task: int) -> list[int]:
         """The tasks that `task` waits for, besides the one before it on its lane."""

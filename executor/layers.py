@@ -154,7 +154,7 @@ class Replica:
             id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
             for each in module.parameters()
         }
-        self.module: nn.Module = deepcopy(module, memo)  # type: ignore[arg-type]
+        self.module: nn.Module = deepcopy(module, memo)
         for part in self.module.modules():
             for name, buffer in part._buffers.items():
                 part._buffers[name] = None if buffer is None else buffer.to(device)

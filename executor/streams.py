@@ -73,7 +73,7 @@ class CudaMark:
     """A CUDA event."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
+        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.device = stream.device
         self.event.record(stream)
 
@@ -81,14 +81,15 @@ class CudaMark:
         self.event.synchronize()
 
     def time_ns(self, clock: "Clock") -> int:
-        return round(clock.marks[self.device.index].event.elapsed_time(self.event) * 1e6)
+        start = clock.marks[self.device.index].event
+        return int(round(start.elapsed_time(self.event) * 1e6))
 
 
 class CudaStream:
     """A CUDA stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def use(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self.stream)

@@ -124,8 +124,9 @@ class ProgramBuilder:
         lane_tasks = np.lexsort((columns.pop("key"), lane)).astype(np.int32)
         lane_start = np.searchsorted(lane[lane_tasks], np.arange(len(self.lanes) + 1))
         before, after = _pairs(self._deps)
-        columns_of_buffers = [np.concatenate(parts) for parts in zip(*self._buffers, strict=True)]
-        buffers = Buffers(*columns_of_buffers, *_pairs(self._uses))
+        held = (np.concatenate(parts) for parts in zip(*self._buffers, strict=True))
+        pool, label, layer, nbytes, alloc = held
+        buffers = Buffers(pool, label, layer, nbytes, alloc, *_pairs(self._uses))
         return Program(
             work=self.work,
             rules=rules,

@@ -80,7 +80,7 @@ def _updated(table: OpTable) -> NDArray[np.bool_]:
 
 def _is_tied(table: OpTable) -> NDArray[np.bool_]:
     """Which layers share parameters that an earlier layer owns."""
-    return table.work.owner != np.arange(table.work.layers)
+    return np.asarray(table.work.owner != np.arange(table.work.layers))
 
 
 def _due(table: OpTable, made: _Made) -> tuple[Ints, Ints]:

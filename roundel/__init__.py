@@ -1,5 +1,7 @@
 """Roundel: simulate every pipeline schedule on your hardware, pick the best, train with it."""
 
+from typing import Any
+
 from .api import Comparison, Simulation, compare, make_work, simulate
 from .policies.catalog import POLICIES, make_policy
 from .policies.gpipe import GPipe
@@ -22,6 +24,23 @@ from .traces.trace import LayerCost, Trace
 
 __version__ = "0.1.0"
 
+_EXECUTOR = {
+    "Layers": "layers",
+    "NotANumber": "trainer",
+    "StepResult": "trainer",
+    "Trainer": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The executor's names; torch is imported when one of them is first asked for."""
+    if name not in _EXECUTOR:
+        raise AttributeError(f"module 'roundel' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".executor.{_EXECUTOR[name]}", __name__), name)
+
+
 __all__ = [
     "POLICIES",
     "ZBH1",
@@ -34,17 +53,21 @@ __all__ = [
     "InputError",
     "Interleaved1F1B",
     "LayerCost",
+    "Layers",
     "Link",
     "LoopedBFS",
     "Machine",
+    "NotANumber",
     "OneFOneB",
     "Op",
     "Plan",
     "Policy",
     "RoundRobin",
     "Simulation",
+    "StepResult",
     "Timeline",
     "Trace",
+    "Trainer",
     "Work",
     "compare",
     "ideal_machine",

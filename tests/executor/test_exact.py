@@ -136,8 +136,8 @@ def test_dropout_draws_the_same_numbers_again(recompute: str) -> None:
 def test_dropout_is_plain_dropout_with_the_seeds_of_layer_step_and_microbatch() -> None:
     from roundel.executor.compute import layer_seed
 
-    inputs, targets = toy.vectors(steps=1, size=8)[0]
-    layers = toy.blocks(2, dropout=0.5)
+    inputs, targets = (each.to(toy.DEVICE) for each in toy.vectors(steps=1, size=8)[0])
+    layers = [layer.to(toy.DEVICE) for layer in toy.blocks(2, dropout=0.5)]
     total = 0.0
     for number in range(4):
         value = inputs[2 * number : 2 * number + 2]
@@ -237,7 +237,7 @@ def test_parameter_groups_and_a_scheduler() -> None:
         mse,
         policy=roundel.RoundRobin(**toy.CUTS),
         optimizer=toy.ADAMW,
-        devices=["cpu"] * 2,
+        devices=[toy.DEVICE] * 2,
         microbatches=3,
         parameter_groups=groups,
     ) as trainer:
@@ -303,7 +303,7 @@ def test_evaluation_uses_the_newest_weights_and_no_dropout() -> None:
         mse,
         policy=roundel.RoundRobin(**toy.CUTS, optimizer="stale"),
         optimizer=toy.ADAMW,
-        devices=["cpu"] * 2,
+        devices=[toy.DEVICE] * 2,
         microbatches=2,
     ) as trainer:
         for _ in range(3):

@@ -47,7 +47,7 @@ def make(layers: list[nn.Module], policy: roundel.Policy, **options: object) -> 
         layers,
         mse,
         policy=policy,
-        devices=["cpu"] * 3,
+        devices=[toy.DEVICE] * 3,
         microbatches=4,
         **options,  # type: ignore[arg-type]
     )
@@ -104,7 +104,7 @@ def test_a_failing_loss_is_raised_and_a_closed_trainer_says_so() -> None:
             loss,
             policy=roundel.GPipe(),
             optimizer=toy.ADAMW,
-            devices=["cpu"],
+            devices=[toy.DEVICE],
             microbatches=1,
         ).step(*toy.vectors()[0])
 
@@ -193,7 +193,7 @@ def test_wrong_arguments_say_what_to_do(options: dict, message: str) -> None:
         "loss_fn": mse,
         "policy": roundel.GPipe(),
         "optimizer": toy.ADAMW,
-        "devices": ["cpu"],
+        "devices": [toy.DEVICE],
         "microbatches": 1,
     }
     with pytest.raises(roundel.InputError, match=message) as caught:

@@ -1,6 +1,7 @@
 """Small models in float64, and plain PyTorch training to compare with."""
 
 import copy
+import os
 import random
 import time
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 import roundel
 from roundel.executor.trainer import Trainer
+
+DEVICE = os.environ.get("ROUNDEL_TEST_DEVICE", "cpu")
+"""Where the tests train; `cuda:0` runs several virtual devices on one GPU."""
 
 WIDTH, VOCABULARY = 6, 13
 ADAMW = partial(torch.optim.AdamW, lr=1e-2)
@@ -140,7 +144,7 @@ def train(
         layers,
         loss_fn,
         policy=policy,
-        devices=["cpu"] * devices,
+        devices=[DEVICE] * devices,
         microbatches=microbatches,
         **options,
     ) as trainer:
@@ -148,7 +152,7 @@ def train(
             make_races_likely(trainer, race)
         losses = [trainer.step(*batch).loss for batch in batches]
         trainer.flush()
-        weights = [each.detach().clone() for each in nn.Sequential(*layers).parameters()]
+        weights = [each.detach().cpu().clone() for each in nn.Sequential(*layers).parameters()]
     return losses, weights
 
 
