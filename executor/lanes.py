@@ -26,9 +26,9 @@ class Run:
         self._lock = threading.Lock()
         self._lanes: dict[int, threading.Event] = {}
         by_task = np.argsort(program.dep_after, kind="stable")
-        self._before = program.dep_before[by_task].tolist()
+        self._before: list[int] = program.dep_before[by_task].tolist()
         starts = np.searchsorted(program.dep_after[by_task], np.arange(count + 1))
-        self._starts = starts.tolist()
+        self._starts: list[int] = starts.tolist()
 
     def tasks_of(self, lane: int) -> list[int]:
         """The tasks of a lane, in order."""
