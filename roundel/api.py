@@ -1,7 +1,7 @@
 """simulate and compare: what policies would do on a machine, and which is best."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -116,13 +116,19 @@ def simulate(
     return simulate_work(work, policy, steps)
 
 
-def simulate_work(work: Work, policy: Policy | str, steps: int = 1) -> Simulation:
-    """Simulate a policy on work that is already made. Raises InputError."""
+def simulate_work(
+    work: Work, policy: Policy | str, steps: int = 1, name: str | None = None
+) -> Simulation:
+    """Simulate a policy on work that is already made, under its own or another name.
+
+    Raises InputError.
+    """
     if steps < 1:
         raise InputError(f"steps: must be at least 1, got {steps}")
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    name = policy_name(chosen)
-    return Simulation(name, chosen, work, simulate_program(lower_policy(chosen, work, steps), name))
+    name = name or policy_name(chosen)
+    timeline = simulate_program(lower_policy(chosen, work, steps), name)
+    return Simulation(name, chosen, work, timeline)
 
 
 def compare(
@@ -155,12 +161,35 @@ def compare_work(
     """Simulate several policies on work that is already made, calling `progress` before each."""
     if steps < 1:
         raise InputError(f"steps: must be at least 1, got {steps}")
+    chosen = [make_policy(each) if isinstance(each, str) else each for each in policies]
     simulations, refused = [], {}
-    for policy in policies:
-        chosen = make_policy(policy) if isinstance(policy, str) else policy
-        progress(policy_name(chosen))
+    for name, policy in zip(_names(chosen), chosen, strict=True):
+        progress(name)
         try:
-            simulations.append(simulate_work(work, chosen, steps))
+            simulations.append(simulate_work(work, policy, steps, name))
         except InputError as error:
-            refused[policy_name(chosen)] = str(error)
+            refused[name] = str(error)
     return Comparison(tuple(simulations), refused)
+
+
+def _names(policies: Sequence[Policy]) -> list[str]:
+    """A name each: where several have the same, with the knobs that were set, and numbered."""
+    plain = [policy_name(policy) for policy in policies]
+    names: list[str] = []
+    for name, policy in zip(plain, policies, strict=True):
+        knobs = _knobs_set(policy) if plain.count(name) > 1 else ""
+        full = f"{name} ({knobs})" if knobs else name
+        number = sum(other.partition(" #")[0] == full for other in names) + 1
+        names.append(full if number == 1 else f"{full} #{number}")
+    return names
+
+
+def _knobs_set(policy: Policy) -> str:
+    if not is_dataclass(policy):
+        return ""
+    changed = [
+        f"{field.name}={getattr(policy, field.name)}"
+        for field in fields(policy)
+        if field.init and getattr(policy, field.name) != field.default
+    ]
+    return ", ".join(changed)

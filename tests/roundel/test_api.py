@@ -26,6 +26,14 @@ def test_who_does_not_fit_cannot_win() -> None:
     assert comparison.ranking[-1].name == "interleaved-1f1b"
 
 
+def test_two_of_one_kind_are_told_apart() -> None:
+    candidates = [roundel.OneFOneB(recompute="late"), roundel.OneFOneB(), roundel.OneFOneB()]
+    comparison = roundel.compare(make_trace(4), candidates, devices=4, microbatches=8)
+    names = [each.name for each in comparison.simulations]
+    assert names == ["1f1b (recompute=late)", "1f1b", "1f1b #2"]
+    assert comparison.winner is candidates[1]
+
+
 def test_nobody_fits_nobody_wins() -> None:
     trace = make_trace(4, saved_bytes=1000)
     comparison = roundel.compare(
