@@ -82,7 +82,8 @@ class CudaMark:
 
     def time_ns(self, clock: "Clock") -> int:
         start = clock.marks[self.device.index].event
-        return int(round(start.elapsed_time(self.event) * 1e6))
+        ms: float = start.elapsed_time(self.event)
+        return round(ms * 1e6)
 
 
 class CudaStream:

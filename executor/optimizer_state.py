@@ -1,0 +1,100 @@
+"""An optimizer's state and groups with names in the place of parameters, to and from a file."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..traces.errors import InputError, shown
+from .layers import Layers
+from .values import map_tensors
+from .weight_file import every_name
+
+HOW = {"params", "fused", "foreach", "capturable", "differentiable"}
+"""Options of a group that say how an update is computed, which a trainer decides for itself."""
+
+
+def save_optimizer(layers: Layers, optimizer: Optimizer, path: Path) -> None:
+    """Write an optimizer's state. Raises InputError where it holds what cannot be read again."""
+    names = {parameter: name for name, parameter in layers.named_parameters()}
+    groups = [
+        {
+            "names": [names[each] for each in group["params"]],
+            "options": {key: value for key, value in group.items() if key not in HOW},
+        }
+        for group in optimizer.param_groups
+    ]
+    state = {names.get(key, key): each for key, each in optimizer.state.items()}
+    torch.save(map_tensors(_alone, {"groups": groups, "state": state}), path)
+    try:
+        torch.load(path, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        culprit = str(error).partition("Unsupported ")[2].partition("\n")[0] or "an object"
+        raise InputError(
+            f"optimizer: its state holds more than tensors and plain values: {culprit}"
+        ) from None
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor on the host, with nothing else in its memory."""
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+class OptimizerFile:
+    """A file with the state of just such an optimizer. Raises InputError where it is of another."""
+
+    def __init__(self, layers: Layers, optimizer: Optimizer, path: Path) -> None:
+        self._optimizer = optimizer
+        self._parameters = every_name(layers)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        self._state, self._saved_groups = saved["state"], saved["groups"]
+        mistake = self._mistake()
+        if mistake:
+            raise InputError(f"{shown(path)}: {mistake}")
+
+    def _mistake(self) -> str | None:
+        there = set().union(*map(self._key_of_saved, self._saved_groups))
+        here = set().union(*self._groups())
+        for name, each in self._parameters.items():
+            if (id(each) in there) != (id(each) in here):
+                was, now = ("trained", "frozen") if id(each) in there else ("frozen", "trained")
+                return f"{name!r} was {was} there, it is {now} here"
+        if set(map(self._key_of_saved, self._saved_groups)) != set(self._groups()):
+            return "its parameters are in other groups; make the groups that it was saved with"
+        return None
+
+    def _groups(self) -> dict[frozenset[int], dict[str, Any]]:
+        groups = self._optimizer.param_groups
+        return {frozenset(map(id, group["params"])): group for group in groups}
+
+    def _key_of_saved(self, group: dict[str, Any]) -> frozenset[int]:
+        return frozenset(id(self._parameters[name]) for name in group["names"])
+
+    def apply(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Fill the optimizer, in place; `dtypes` are those that the weights had by its side."""
+        groups = self._groups()
+        for group in self._saved_groups:
+            groups[self._key_of_saved(group)].update(group["options"])
+        state = self._optimizer.state
+        state.clear()
+        for name, values in self._state.items():
+            parameter = self._parameters.get(name)
+            if parameter is None:
+                state[name] = values
+            else:
+                state[parameter] = _converted(values, dtypes[name], parameter)
+
+
+def _converted(values: Any, was: torch.dtype, parameter: nn.Parameter) -> Any:
+    """A weight's state; what had the weight's dtype has the new one's."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        like_weight = tensor.ndim > 0 and tensor.dtype == was
+        return tensor.to(parameter.dtype) if like_weight else tensor
+
+    return map_tensors(convert, values)
