@@ -115,13 +115,17 @@ def coverage(boxes: Boxes, layout: Layout, width_px: int) -> NDArray[np.uint8]:
     return image
 
 
+LEAST_PX = 0.15
+"""In a crowded picture a short transfer tints its pixel by at least so much."""
+
+
 def _widened(boxes: Boxes, layout: Layout) -> Boxes:
-    """The boxes, those beside the compute lanes a pixel wide or up to the next one of their row."""
+    """The boxes, those beside the compute lanes a little wider where they would vanish."""
     order = np.lexsort((boxes.left, boxes.row))
     left, row = boxes.left[order], boxes.row[order]
     beyond = np.append(np.where(np.diff(row) == 0, left[1:], np.inf), np.inf)
     room = np.empty(len(boxes))
-    room[order] = np.minimum(left + 1.0, beyond)
+    room[order] = np.minimum(left + LEAST_PX, beyond)
     beside = np.array([lane.kind != "compute" for lane in layout.lanes])[boxes.row]
     return replace(boxes, right=np.where(beside, np.maximum(boxes.right, room), boxes.right))
 

@@ -16,9 +16,13 @@ def output_path(path: str | Path, what: str, suffixes: Collection[str] = ()) -> 
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: cannot write this {what}: name it {' or '.join(suffixes)}")
-    if path.is_dir():
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot write this {what}: {error.strerror}") from None
+    if is_folder:
         raise InputError(f"{path}: cannot write this {what}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise InputError(f"{path}: cannot write this {what}: there is no folder {path.parent}")
     return path
 

@@ -43,6 +43,7 @@ _HEADERS = {
     "host_peak": "host\npeak",
     "fits": "fits",
 }
+_WIDTHS = {"host_peak": 80, "exposed": 72, "tokens_per_s": 62, "gpu_peak": 52, "bubble": 44}
 _PARTS = ("fill", "switch", "steady", "drain")
 _WIDTH_WITH_PARTS = 111
 
@@ -58,10 +59,9 @@ def comparison_table(
 ) -> Table:
     """The rows as a table for rich's console: the winner in bold with a star, misfits in red.
 
-    `width` is the console's; below 111 characters the bubble's parts are left out.
+    `width` is the console's; below 111 characters the bubble's parts are left out, below 80 more.
     """
-    narrow = width is not None and width < _WIDTH_WITH_PARTS
-    fields = [field for field in _HEADERS if not (narrow and field in _PARTS)]
+    fields = [field for field in _HEADERS if width is None or width >= _least_width(field)]
     table = Table(
         title=title,
         title_justify="left",
@@ -70,7 +70,7 @@ def comparison_table(
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column(_HEADERS["policy"], overflow="fold")
+    table.add_column(_HEADERS["policy"], overflow="fold", min_width=12)
     for field in fields[1:]:
         table.add_column(_HEADERS[field], justify="right", no_wrap=True)
     for row in comparison_rows(metrics):
@@ -78,6 +78,13 @@ def comparison_table(
         style = "bold green" if row.wins else "" if row.fits == "yes" else "red"
         table.add_row(*(getattr(named, field) for field in fields), style=style)
     return table
+
+
+def _least_width(field: str) -> int:
+    """From which width of the console on a column is shown."""
+    if field in _PARTS:
+        return _WIDTH_WITH_PARTS
+    return _WIDTHS.get(field, 0)
 
 
 def _row(policy: str, figures: Metrics, wins: bool) -> ComparisonRow:
@@ -91,7 +98,7 @@ def _row(policy: str, figures: Metrics, wins: bool) -> ComparisonRow:
         switch=human_share(bubble.switch),
         steady=human_share(bubble.steady),
         drain=human_share(bubble.drain),
-        exposed=human_seconds(figures.exposed_transfer_s),
+        exposed=human_seconds(figures.exposed_transfer_s / figures.steps),
         gpu_peak=human_bytes(max(figures.peak_memory_bytes)),
         host_peak=human_bytes(figures.peak_host_memory_bytes),
         fits="yes" if figures.fits else "no",

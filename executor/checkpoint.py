@@ -13,19 +13,20 @@ the user's own is not in it: a learning-rate scheduler, and where in the data th
 """
 
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..policies.policy import policy_name
 from ..traces.errors import InputError, load_model, save_model, shown
-from ..traces.trace import Trace
+from ..traces.trace import Count, Trace
 from .folders import checksum, clean, discard, whole_folders, write_whole
 from .older import older_weights
 from .optimizer_state import OptimizerFile, save_optimizer
@@ -46,8 +47,8 @@ class FileSum(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nbytes: int
-    crc32: int
+    nbytes: Count
+    crc32: Count
 
 
 class Manifest(BaseModel):
@@ -59,9 +60,9 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["roundel.checkpoint/1"] = FORMAT
-    step: int
-    serial: int
-    seed: int
+    step: Count
+    serial: Count
+    seed: Annotated[int, Field(strict=True)]
     policy: str
     optimizer: str
     versions: dict[str, str]
@@ -92,8 +93,7 @@ def save_checkpoint(trainer: "Trainer", folder: Path, keep: int = 2) -> Path:
         for each in sorted(serials, key=lambda each: serials[each])[:-keep]:
             discard(each)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{shown(folder)}: cannot save a checkpoint: {reason}") from error
+        raise InputError(f"{shown(folder)}: cannot save a checkpoint: {_reason(error)}") from error
     return path
 
 
@@ -152,23 +152,40 @@ def _write(trainer: "Trainer", path: Path, serial: int) -> None:
     """Fill an empty folder."""
     save_weights(trainer.layers, path / MODEL)
     save_optimizer(trainer.layers, trainer.optimizer, path / OPTIMIZER)
-    torch.save(random_state(trainer.devices), path / RANDOM)
+    with (path / RANDOM).open("wb") as file:
+        torch.save(random_state(trainer.devices), file)
     older = _older(trainer)
     if older:
         save_file(older, path / OLDER)
-    packages = ("roundel", "torch", "safetensors", "numpy")
     manifest = Manifest(
         step=trainer.step_number,
         serial=serial,
         seed=trainer._randomness.seed,
         policy=policy_name(trainer.policy),
         optimizer=type(trainer.optimizer).__name__,
-        versions={"python": platform.python_version()} | {each: version(each) for each in packages},
+        versions=_versions(),
         files={each.name: _sum_of(each) for each in sorted(path.iterdir())},
         conditions=_conditions(trainer),
         trace=trainer.trace,
     )
     save_model(manifest, path / MANIFEST)
+
+
+def _versions() -> dict[str, str]:
+    """Who wrote this. Packages that run from their sources, not installed, have no version."""
+    versions = {"python": platform.python_version()}
+    for name in ("roundel", "torch", "safetensors", "numpy"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file could not be written. Torch says so in what it raises on the way to its error."""
+    before = error.__context__
+    if isinstance(before, OSError) and not isinstance(error, OSError):
+        error = before
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def _older(trainer: "Trainer") -> dict[str, Tensor]:
@@ -183,7 +200,11 @@ def _conditions(trainer: "Trainer") -> str:
     device = trainer.devices[0]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     dtypes = f"compute {trainer._compute_dtype}, autocast {trainer._autocast}"
-    return f"{trainer.microbatches} microbatches, {name}, {dtypes}"
+    layers = range(len(trainer.layers))
+    sizes = [
+        sum(p.numel() for p in trainer.layers.parameters_of(layer).values()) for layer in layers
+    ]
+    return f"{trainer.microbatches} microbatches, {name}, {dtypes}, layers {sizes}"
 
 
 def _sum_of(path: Path) -> FileSum:

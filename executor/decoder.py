@@ -4,41 +4,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..traces.errors import InputError
 from ..traces.shapes import DecoderShape
 
-ROPE_BASE = 10_000.0
+ROTARY_BASE = 10_000.0
+NORM_EPS = 1e-5
 INIT_STD = 0.02
 
 
 class Embedding(nn.Module):
     """Token ids (batch, sequence) to (batch, sequence, hidden)."""
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: DecoderShape, dropout: float = 0.0) -> None:
         super().__init__()
         self.table = nn.Embedding(shape.vocabulary, shape.hidden)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.table(tokens)  # type: ignore[no-any-return]
+        return self.dropout(self.table(tokens))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     """Attention and SwiGLU, each behind an RMSNorm and added to its input."""
 
-    def __init__(self, shape: DecoderShape, dropout: float = 0.0) -> None:
+    def __init__(self, shape: DecoderShape, dropout: float = 0.0, base: float = ROTARY_BASE):
         super().__init__()
-        self.shape = shape
-        self.attention_norm = nn.RMSNorm(shape.hidden)
+        self.shape, self.base = shape, base
+        self.attention_norm = nn.RMSNorm(shape.hidden, NORM_EPS)
         self.query = nn.Linear(shape.hidden, shape.query, bias=False)
         self.key = nn.Linear(shape.hidden, shape.key, bias=False)
         self.value = nn.Linear(shape.hidden, shape.key, bias=False)
         self.output = nn.Linear(shape.query, shape.hidden, bias=False)
-        self.ffn_norm = nn.RMSNorm(shape.hidden)
+        self.ffn_norm = nn.RMSNorm(shape.hidden, NORM_EPS)
         self.gate = nn.Linear(shape.hidden, shape.ffn, bias=False)
         self.up = nn.Linear(shape.hidden, shape.ffn, bias=False)
         self.down = nn.Linear(shape.ffn, shape.hidden, bias=False)
         if shape.qk_norm:
-            self.query_norm = nn.RMSNorm(shape.head_size)
-            self.key_norm = nn.RMSNorm(shape.head_size)
+            self.query_norm = nn.RMSNorm(shape.head_size, NORM_EPS)
+            self.key_norm = nn.RMSNorm(shape.head_size, NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, value: Tensor) -> Tensor:
@@ -51,15 +54,18 @@ class Block(nn.Module):
         query, key = self._heads(self.query(value)), self._heads(self.key(value))
         if self.shape.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotated(query), rotated(key)
         mixed = functional.scaled_dot_product_attention(
-            query, key, self._heads(self.value(value)), is_causal=True, enable_gqa=True
+            rotated(query, self.base),
+            rotated(key, self.base),
+            self._heads(self.value(value)),
+            is_causal=True,
+            enable_gqa=self.shape.heads != self.shape.kv_heads,
         )
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _heads(self, value: Tensor) -> Tensor:
         """(batch, sequence, heads x size) to (batch, heads, sequence, size)."""
-        return value.unflatten(-1, (-1, self.shape.head_size)).transpose(1, 2)
+        return value.view(*value.shape[:2], -1, self.shape.head_size).transpose(1, 2)
 
 
 class Head(nn.Module):
@@ -67,39 +73,90 @@ class Head(nn.Module):
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(shape.hidden)
+        self.norm = nn.RMSNorm(shape.hidden, NORM_EPS)
         self.project = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
 
     def forward(self, value: Tensor) -> Tensor:
         return self.project(self.norm(value))  # type: ignore[no-any-return]
 
 
-def rotated(value: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of (batch, heads, sequence, size)."""
+def rotated(value: Tensor, base: float = ROTARY_BASE) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) of (batch, heads, sequence, size).
+
+    Element i of the first half turns with element i of the second, as in Llama's checkpoints.
+    """
     half = value.shape[-1] // 2
     steps = torch.arange(half, device=value.device, dtype=torch.float32) / half
     places = torch.arange(value.shape[-2], device=value.device, dtype=torch.float32)
-    angles = torch.outer(places, ROPE_BASE**-steps)
+    angles = torch.outer(places, base**-steps)
     cos, sin = angles.cos().to(value.dtype), angles.sin().to(value.dtype)
     first, second = value[..., :half], value[..., half:]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def decoder_layers(
-    shape: DecoderShape, tied: bool = False, dropout: float = 0.0
+    shape: DecoderShape,
+    tied: bool = False,
+    dropout: float = 0.0,
+    *,
+    rotary_base: float = ROTARY_BASE,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    init: bool = True,
 ) -> list[nn.Module]:
-    """Embedding, blocks and head. `tied`: the head's projection is the embedding's table."""
-    blocks = [Block(shape, dropout) for _ in range(shape.layers)]
-    layers = [Embedding(shape), *blocks, Head(shape)]
+    """Embedding, blocks and head: `shape.layers` + 2 modules.
+
+    tied: the head's projection is the embedding's table.
+    dropout: on the embedding's, attention's and SwiGLU's outputs.
+    device: "meta" makes them without memory.
+    init: False leaves the weights as they are found in memory, to be filled from a file.
+
+    Weights are drawn from torch's global generator: normal with 0.02, and those that write into
+    the residual stream by sqrt(2 layers) smaller (GPT-2's rule). Raises InputError for a shape
+    that is no such decoder's.
+    """
+    _check(shape)
+    with torch.device("meta"):
+        blocks = [Block(shape, dropout, rotary_base) for _ in range(shape.layers)]
+        embedding, head = Embedding(shape, dropout), Head(shape)
+    layers = [embedding, *blocks, head]
+    real = torch.device(device).type != "meta"
     for layer in layers:
-        for part in layer.modules():
-            if isinstance(part, nn.Linear | nn.Embedding):
-                nn.init.normal_(part.weight, std=INIT_STD)
+        layer.to(dtype)
+        if real:
+            layer.to_empty(device=device)
+            _fill(layer, shape) if init else None
     if tied:
-        layers[-1].project.weight = layers[0].table.weight  # type: ignore[union-attr, assignment]
+        head.project.weight = embedding.table.weight
     return layers
 
 
+@torch.no_grad()
+def _fill(layer: nn.Module, shape: DecoderShape) -> None:
+    for name, part in layer.named_modules():
+        if isinstance(part, nn.RMSNorm):
+            nn.init.ones_(part.weight)
+        elif isinstance(part, nn.Linear | nn.Embedding):
+            into_residual = name in ("output", "down")
+            std = INIT_STD / (2 * shape.layers) ** 0.5 if into_residual else INIT_STD
+            nn.init.normal_(part.weight, std=std)
+
+
+def _check(shape: DecoderShape) -> None:
+    if shape.has_router:
+        raise InputError("decoder: mixtures of experts are not supported; use experts=1")
+    if shape.kv_heads < 1 or shape.heads % shape.kv_heads:
+        raise InputError(
+            f"decoder: {shape.heads} heads cannot share {shape.kv_heads} key heads evenly"
+        )
+    if shape.head_size % 2:
+        raise InputError(f"decoder: head_size must be even, got {shape.head_size}")
+
+
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (batch, sequence, vocabulary) for targets (batch, sequence)."""
-    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    """Mean cross-entropy of logits (batch, sequence, vocabulary) for targets (batch, sequence).
+
+    In float32 where the logits have fewer bits.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.cross_entropy(wide.flatten(0, -2), targets.flatten())

@@ -20,7 +20,7 @@ HOW = {"params", "fused", "foreach", "capturable", "differentiable"}
 
 def save_optimizer(layers: Layers, optimizer: Optimizer, path: Path) -> None:
     """Write an optimizer's state. Raises InputError where it holds what cannot be read again."""
-    names = {parameter: name for name, parameter in layers.named_parameters()}
+    names: dict[Any, str] = {each: name for name, each in layers.named_parameters()}
     groups = [
         {
             "names": [names[each] for each in group["params"]],
@@ -29,7 +29,8 @@ def save_optimizer(layers: Layers, optimizer: Optimizer, path: Path) -> None:
         for group in optimizer.param_groups
     ]
     state = {names.get(key, key): each for key, each in optimizer.state.items()}
-    torch.save(map_tensors(_alone, {"groups": groups, "state": state}), path)
+    with path.open("wb") as file:  # Given a path, torch does not say why it cannot write there.
+        torch.save(map_tensors(_alone, {"groups": groups, "state": state}), file)
     try:
         torch.load(path, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

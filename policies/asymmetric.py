@@ -58,15 +58,15 @@ def upload_ns(work: Work, first: int, stop: int) -> int:
     return nbytes * 10**9 // rate if rate else 0
 
 
-def good_cuts(work: Work, count: int) -> list[AsymmetricCut]:
+def good_cuts(work: Work, count: int, limit: int = 0) -> list[AsymmetricCut]:
     """The `count` most promising cuts for rotating visits, best first.
 
     With S visits a round in all, the slowest taking t, N devices and M microbatches, a step takes
     about (M S + N (N - 1)) t / N (arXiv 2604.27085). For every t that a slowest visit can have,
-    the fewest visits are packed, then made as even as so many can be. Cuts that do not fit the
-    devices' memory are left out, unless none fits.
+    the fewest visits are packed, then made as even as so many can be. Cuts with a visit that
+    needs more than `limit` bytes (0: any) are left out, unless all have.
     """
-    return _search(work, _memory_limit(work), count) or _search(work, 0, count)
+    return _search(work, limit, count) or _search(work, 0, count)
 
 
 def _search(work: Work, limit: int, count: int) -> list[AsymmetricCut]:
@@ -182,10 +182,6 @@ def _visit_times(cut: AsymmetricCut, times: dict[str, list[int]]) -> Iterator[in
         prefix = times["RB" if number else "FB"]
         yield prefix[stop] - prefix[stop - size]
         stop -= size
-
-
-def _memory_limit(work: Work) -> int:
-    return min(device.memory_bytes for device in work.machine.devices)
 
 
 class _Fits:

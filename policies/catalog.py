@@ -14,6 +14,7 @@ from .gpipe import GPipe
 from .interleaved_1f1b import Interleaved1F1B
 from .looped_bfs import LoopedBFS
 from .one_f_one_b import OneFOneB
+from .planning import check_knobs, failure
 from .policy import Policy
 from .round_robin import RoundRobin
 from .zb_h1 import ZBH1
@@ -47,7 +48,14 @@ def make_policy(name: str, **knobs: object) -> Policy:
         if knob not in known:
             raise InputError(f"{name}: no knob {knob!r}; {_listed(known)}")
     _check_needs_no_more(name, policy, knobs)
-    return cast(Policy, policy(**knobs))
+    try:
+        made = cast(Policy, policy(**knobs))
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{name}: cannot be made: {failure(error)}") from error
+    check_knobs(made)
+    return made
 
 
 def known_knobs(policy: str | type) -> tuple[str, ...]:
@@ -71,7 +79,7 @@ def _find(name: str) -> type:
 
 def _load(path: Path) -> ModuleType:
     """The module in a user's file, run anew."""
-    if not path.is_file():
+    if not _is_file(path):
         raise InputError(f"{shown(path)}: no such policy file")
     # The absolute path as the module's name collides with no other, and dataclasses look it up.
     spec = spec_from_file_location(str(path.resolve()), path)
@@ -80,14 +88,23 @@ def _load(path: Path) -> ModuleType:
     module = sys.modules[spec.name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise InputError(f"{shown(path)}: {_failure(error, path)}") from error
     return module
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _failure(error: BaseException, path: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     where = f"line {line}: " if line else ""
     message = " ".join(str(error).split())

@@ -1,5 +1,7 @@
 """check_plan: refuses a plan that misses or repeats work, breaks a dependency or can deadlock."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..traces.errors import InputError
@@ -12,6 +14,9 @@ from .table import B, F, I, OpTable, R, W
 from .visits import Visits
 from .work import Work
 
+MOST_OPS = 20_000_000
+_KINDS = frozenset(OP_KINDS)
+
 
 def check_plan(plan: Plan, work: Work) -> None:
     """Raises InputError naming the first op that is wrong."""
@@ -23,10 +28,9 @@ def check_plan(plan: Plan, work: Work) -> None:
 
 def check_ops(plan: Plan, work: Work) -> None:
     """Every op alone: known kind, layers and microbatch that are there."""
-    if len(plan.devices) != work.devices:
-        raise InputError(
-            f"the plan is for {len(plan.devices)} devices, the machine has {work.devices}"
-        )
+    if not isinstance(plan.devices, tuple | list) or len(plan.devices) != work.devices:
+        count = len(plan.devices) if isinstance(plan.devices, tuple | list) else "no"
+        raise InputError(f"the plan is for {count} devices, the machine has {work.devices}")
     if plan.clip and plan.weights == "streamed" and plan.optimizer_on == "device":
         raise InputError(
             "clip with streamed weights needs optimizer_on host: "
@@ -35,12 +39,36 @@ def check_ops(plan: Plan, work: Work) -> None:
     if plan.optimizer == "stale" and plan.weights == "resident":
         raise InputError("a stale optimizer needs streamed weights; use optimizer sync")
     for device, ops in enumerate(plan.devices):
+        if not isinstance(ops, tuple | list):
+            raise InputError(f"gpu{device}: its ops must be a tuple, not {type(ops).__name__}")
         for op in ops:
-            kind, first, stop, microbatch = op
-            if not (0 <= first < stop <= work.layers and 0 <= microbatch < work.microbatches):
-                raise InputError(_out_of_range(device, op, work))
-            if kind not in OP_KINDS:
-                raise InputError(f"gpu{device}: {op}: the kind must be one of {OP_KINDS}")
+            _check_op(device, op, work)
+
+
+def _check_op(device: int, op: Op, work: Work) -> None:
+    try:
+        kind, first, stop, microbatch = op
+        whole = type(first) is type(stop) is type(microbatch) is int
+    except (TypeError, ValueError):
+        whole = False
+    if not whole or kind not in _KINDS:
+        raise InputError(
+            f"gpu{device}: not an op: {tuple(op) if isinstance(op, tuple) else op!r}; it must be "
+            f"Op(kind, first, stop, microbatch), a kind of {OP_KINDS} and whole numbers"
+        )
+    if not (0 <= first < stop <= work.layers and 0 <= microbatch < work.microbatches):
+        raise InputError(_out_of_range(device, Op(*op), work))
+
+
+def check_size(plans: Sequence[Plan], work: Work) -> None:
+    """Refuses what would take hours, or times that do not fit in 64 bits."""
+    ops = sum(len(ops) for plan in plans for ops in plan.devices)
+    if ops > MOST_OPS:
+        raise InputError(f"{ops:,} ops are too many; {MOST_OPS:,} at most: fewer steps or devices")
+    longest = max(sum(work.layer_ns(kind, 0.5)) for kind in "FBR")
+    hops = (work.machine.hop_ns or 0) * max(1, ops)
+    if 3 * longest * work.microbatches * len(plans) + hops > 2**62:
+        raise InputError("all the work together takes too long for 64 bits of nanoseconds")
 
 
 def check_table(table: OpTable) -> None:

@@ -74,8 +74,12 @@ def _made(table: OpTable, visits: Visits) -> _Made:
 
 
 def _updated(table: OpTable) -> NDArray[np.bool_]:
-    """Which layers have parameters of their own to update."""
-    return np.array([each.params_to_update > 0 for each in table.work.trace.layers])
+    """Which layers have parameters of their own to update.
+
+    Where none has, the trace knows times only: then all are updated, at no cost.
+    """
+    trained = np.array([each.params_to_update > 0 for each in table.work.trace.layers])
+    return trained if trained.any() else ~trained
 
 
 def _is_tied(table: OpTable) -> NDArray[np.bool_]:
@@ -131,17 +135,21 @@ def _gradients(builder: ProgramBuilder, table: OpTable, made: _Made, until: Ints
 
 
 def _downloads(builder: ProgramBuilder, table: OpTable, order: Order, made: _Made) -> Ints:
+    """A download a row, or -1 where there is nothing to bring down."""
     nbytes = table.work.layer_bytes("grad_bytes")[made.layer]
-    downloads = builder.transfers(
+    some = np.flatnonzero(nbytes > 0)
+    chosen = made.rows(some)
+    downloads = np.full(len(nbytes), -1, dtype=np.int64)
+    downloads[some] = builder.transfers(
         "download",
         "d2h",
-        made.device,
-        first=made.layer,
-        stop=made.layer + 1,
+        chosen.device,
+        first=chosen.layer,
+        stop=chosen.layer + 1,
         microbatch=-1,
-        step=made.step,
-        nbytes=nbytes,
-        key=order.rank[made.last_grad],
+        step=chosen.step,
+        nbytes=nbytes[some],
+        key=order.rank[chosen.last_grad],
     )
     builder.depend(made.last_grad, downloads)
     _gradients(builder, table, made, downloads)
@@ -169,7 +177,8 @@ def _update_on_host(
     builder: ProgramBuilder, table: OpTable, order: Order, made: _Made, updated: Updated
 ) -> None:
     downloads = _downloads(builder, table, order, made)
-    norms = _norms(builder, order, made, downloads) if table.rules.clip else None
+    finals = np.where(downloads >= 0, downloads, made.last_grad)
+    norms = _norms(builder, order, made, finals) if table.rules.clip else None
     rows, due = _due(table, made)
     cells, which = np.unique(due, return_inverse=True)
     step, layer = np.divmod(cells, table.work.layers)
@@ -186,7 +195,7 @@ def _update_on_host(
         target=-1,
         key=order.update_rank.reshape(-1)[cells],
     )
-    builder.depend(downloads[rows], updates[which])
+    builder.depend(finals[rows], updates[which])
     if norms is not None:
         builder.depend(norms[step], updates)
     earliest = rows[_earliest(order.rank[made.last_grad[rows]], which, len(cells))]

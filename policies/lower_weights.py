@@ -52,6 +52,8 @@ def _stream(
 ) -> None:
     visit, layer, part, nbytes = _chunks(table, visits)
     device, use = visits.device[visit], visits.first_row[visit]
+    every, held = visits.layers(np.arange(len(visits.step)))
+    _wait_for_update(builder, table, updated, visits, every, held, visits.first_row[every])
     uploads = builder.transfers(
         "upload",
         "h2d",

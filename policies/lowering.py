@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
+from ..traces.errors import InputError
 from .builder import ProgramBuilder
-from .check import check_ops, check_table
+from .check import MOST_OPS, check_ops, check_size, check_table
 from .lower_activations import lower_activations, lower_gradient_flows
 from .lower_compute import lower_compute
 from .lower_optimizer import lower_optimizer
 from .lower_weights import lower_weights
 from .order import order_of
 from .plan import Plan
+from .planning import plan_of
 from .policy import Policy
 from .program import Program
 from .table import OpTable
@@ -22,10 +24,14 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
 
     Raises InputError naming the op when a plan is incomplete, wrong or can deadlock.
     """
+    rules = plans[0].without_ops()
     for different in {id(plan): plan for plan in plans}.values():
         check_ops(different, work)
+        if different.without_ops() != rules:
+            raise InputError("the plans of all steps must have the same rules; only ops may differ")
+    check_size(plans, work)
     table = OpTable.of(plans, work)
-    rules, steps = table.rules, table.steps
+    steps = table.steps
     del (
         plans,
         different,
@@ -44,5 +50,8 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
 
 
 def lower_policy(policy: Policy, work: Work, steps: int = 1) -> Program:
-    """The program of `steps` steps of a policy."""
-    return lower([policy.plan(work, step) for step in range(steps)], work)
+    """The program of `steps` steps of a policy. Raises InputError."""
+    least = 2 * work.microbatches * work.devices * steps
+    if least > MOST_OPS:
+        raise InputError(f"{least:,} ops are too many; {MOST_OPS:,} at most: fewer steps")
+    return lower([plan_of(policy, work, step) for step in range(steps)], work)

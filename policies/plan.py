@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, get_args
 
 from ..traces.errors import InputError
 from .op import Op
@@ -14,6 +14,16 @@ Weights = Literal["resident", "streamed"]
 Recompute = Literal["none", "early", "late"]
 Optimizer = Literal["sync", "stale"]
 Place = Literal["host", "device"]
+
+
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "late_recompute": (True, False),
+    "weights": get_args(Weights),
+    "optimizer": get_args(Optimizer),
+    "optimizer_on": get_args(Place),
+    "activations": get_args(Place),
+    "clip": (True, False),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,17 @@ class Plan:
     activations: Place = "device"
     clip: bool = False
     weight_share: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"plan: {name} must be one of {', '.join(map(str, allowed))}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        share = self.weight_share
+        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+            raise InputError(f"plan: weight_share must be from 0 to 1, got {share!r}")
 
     def check(self, work: Work) -> None:
         """Refuse a plan that misses or repeats work, breaks a dependency or can deadlock.

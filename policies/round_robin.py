@@ -7,15 +7,20 @@ from typing import ClassVar
 
 from ..traces.errors import InputError
 from .asymmetric import AsymmetricCut, good_cuts, upload_ns, visit_ns
+from .estimate import estimate
+from .lowering import lower
 from .op import Op
 from .order import order_of
 from .plan import Optimizer, Place, Plan, Recompute
 from .table import OpTable
 from .visits import Visits
-from .work import Work
+from .work import Work, whole_number
 
 CANDIDATES = 12
 """How many promising cuts are tried out."""
+
+FITTED = 4
+"""Of how many of them, quickest first, the memory is looked at."""
 
 STEPS = 4
 """Steps over which the steady time of a stale step is taken."""
@@ -30,7 +35,8 @@ class RoundRobin:
     rotation goes on over rounds and steps. Where the forward cut stops short, the first backward
     stage runs the rest forward and backward in one visit.
 
-    partition: layers per forward stage, first layers first. None: the cut with the best step time.
+    partition: layers per forward stage, first layers first. None: of the most promising cuts that
+        fit the memory the one with the best step time.
     backward_partition: layers per backward stage, last layers first. None: likewise.
     round_size: the fewest microbatches of a round. None: as many as there are devices, or more
         where it takes more to hide a visit's upload behind its work.
@@ -98,11 +104,17 @@ class RoundRobin:
         ends = order_of(table, Visits.of(table)).step_end_ns
         return int(ends[0] if steps == 1 else ends[-1] - ends[0]) // max(1, steps - 1)
 
+    def fits(self, work: Work, cut: AsymmetricCut) -> bool:
+        """Whether a step with this cut keeps within the devices' memory."""
+        program = lower([self._plan(work, 0, cut)], work)
+        return all(not curve.over_bytes for curve in estimate(program, self.name).memory[:-1])
+
     def rounds(self, work: Work, cut: AsymmetricCut) -> list[range]:
         """The microbatches of each round: as many rounds as `round_size` allows, evenly filled."""
-        size = self.round_size or max(work.devices, _hiding_round(work, cut))
-        if size < 1:
-            raise InputError(f"round_size: must be at least 1, got {size}")
+        size = self.round_size
+        if size is None:
+            size = max(work.devices, _hiding_round(work, cut))
+        whole_number("round-robin: round_size", size)
         count = max(1, work.microbatches // size)
         bounds = [work.microbatches * number // count for number in range(count + 1)]
         return [range(*pair) for pair in pairwise(bounds)]
@@ -110,11 +122,22 @@ class RoundRobin:
 
 @lru_cache(maxsize=64)
 def _best_cut(policy: RoundRobin, work: Work) -> AsymmetricCut:
-    """The quickest of the most promising cuts."""
+    """The quickest of the most promising cuts that fits the devices' memory, if one does."""
     # Beyond a few rounds more microbatches tell no more about a cut.
     enough = min(work.microbatches, 4 * work.devices)
     short = replace(work, microbatches=enough)
-    return min(good_cuts(work, CANDIDATES), key=lambda cut: policy.step_ns(short, cut))
+    limit = min(device.memory_bytes for device in work.machine.devices)
+    quickest = None
+    # What the next visit brings is not known while packing: where it is too much, pack less.
+    for share in (1.0, 0.8, 0.6, 0.45, 0.3):
+        cuts = good_cuts(work, CANDIDATES, int(limit * share))
+        cuts.sort(key=lambda cut: policy.step_ns(short, cut))
+        quickest = quickest or cuts[0]
+        fitting = (cut for cut in cuts[:FITTED] if not limit or policy.fits(work, cut))
+        if found := next(fitting, None):
+            return found
+    assert quickest is not None
+    return quickest
 
 
 def _visits(cut: AsymmetricCut, layers: int) -> list[tuple[str, int, int]]:

@@ -11,6 +11,18 @@ from ..traces.machine import Machine
 from ..traces.trace import LayerCost, Trace
 from .op import Op
 
+MOST_MICROBATCHES = 10**6
+
+
+def whole_number(name: str, value: object, most: int = 10**6) -> None:
+    """Raises InputError unless `value` is a whole number from 1 to `most`."""
+    if type(value) is not int:
+        raise InputError(f"{name}: must be a whole number, got {value!r}")
+    if value < 1:
+        raise InputError(f"{name}: must be at least 1, got {value}")
+    if value > most:
+        raise InputError(f"{name}: must be at most {most:,}, got {value}")
+
 
 @dataclass(frozen=True)
 class Work:
@@ -21,8 +33,7 @@ class Work:
     microbatches: int
 
     def __post_init__(self) -> None:
-        if self.microbatches < 1:
-            raise InputError(f"microbatches: must be at least 1, got {self.microbatches}")
+        whole_number("microbatches", self.microbatches, MOST_MICROBATCHES)
 
     @property
     def devices(self) -> int:
@@ -85,7 +96,7 @@ def _part_of_backward(layer: LayerCost, kind: str, weight_share: float | None) -
     if weight_share is None:
         raise InputError(
             f"layer {layer.name}: the trace does not split its backward into input and weight "
-            f"parts; give backward_input_ns and backward_weight_ns, or a weight share"
+            f"parts; give backward_input_ns and backward_weight_ns, or --weight-share"
         )
     weight = round(layer.backward_ns * weight_share)
     return weight if kind == "W" else layer.backward_ns - weight

@@ -9,14 +9,19 @@ from .analysis.metrics import Metrics, measure, winner
 from .policies.catalog import make_policy
 from .policies.lowering import lower_policy
 from .policies.plan import Plan
+from .policies.planning import plan_of
 from .policies.policy import Policy, policy_name
-from .policies.work import Work
+from .policies.work import Work, whole_number
 from .sim.engine import simulate_program
 from .traces.errors import InputError
 from .traces.library import load_machine, load_trace, preset_for
 from .traces.machine import Machine, ideal_machine
 from .traces.timeline import Timeline
 from .traces.trace import Trace
+
+MOST_DEVICES = 4096
+MOST_STEPS = 10_000
+MOST_HOP_NS = 10**12
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Simulation:
 
     def plan(self, step: int = 0) -> Plan:
         """The policy's plan of one step of this work."""
-        return self.policy.plan(self.work, step)
+        return plan_of(self.policy, self.work, step)
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,14 @@ def make_work(
     """What to plan for: a trace (or its name or file) on so many devices of a machine.
 
     Without a machine: the preset with the trace's GPU if there is one with enough devices, else
-    one without limits whose transfers take no time; with `hop_ns` always the latter.
+    one without limits whose transfers and updates take no time; with `hop_ns` always the latter.
     `hop_ns` replaces all link costs by a constant between different devices.
     Raises InputError for anything that is not there or does not fit together.
     """
+    if devices is not None:
+        whole_number("devices", devices, MOST_DEVICES)
+    if hop_ns is not None and (type(hop_ns) is not int or not 0 <= hop_ns <= MOST_HOP_NS):
+        raise InputError(f"hop_ns: must be whole nanoseconds up to {MOST_HOP_NS}, got {hop_ns!r}")
     loaded = trace if isinstance(trace, Trace) else load_trace(trace)
     return Work(loaded, _machine(loaded, devices, machine, hop_ns), microbatches)
 
@@ -123,8 +132,7 @@ def simulate_work(
 
     Raises InputError.
     """
-    if steps < 1:
-        raise InputError(f"steps: must be at least 1, got {steps}")
+    whole_number("steps", steps, MOST_STEPS)
     chosen = make_policy(policy) if isinstance(policy, str) else policy
     name = name or policy_name(chosen)
     timeline = simulate_program(lower_policy(chosen, work, steps), name)
@@ -159,8 +167,7 @@ def compare_work(
     progress: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
     """Simulate several policies on work that is already made, calling `progress` before each."""
-    if steps < 1:
-        raise InputError(f"steps: must be at least 1, got {steps}")
+    whole_number("steps", steps, MOST_STEPS)
     chosen = [make_policy(each) if isinstance(each, str) else each for each in policies]
     simulations, refused = [], {}
     for name, policy in zip(_names(chosen), chosen, strict=True):

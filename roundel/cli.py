@@ -1,6 +1,8 @@
 """The command line: `roundel simulate | compare | plan | traces`."""
 
+import io
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +15,9 @@ from . import options as opt
 from . import report
 from .api import Comparison, Simulation, compare_work, simulate_work
 from .policies.catalog import POLICIES
+from .policies.planning import plan_of
 from .traces.errors import InputError
+from .train_command import train
 
 app = typer.Typer(
     name="roundel",
@@ -31,23 +35,31 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. A wrong input is one line on standard error, and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a sign shows another one instead.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
     except UsageError as error:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:
+        # Whoever reads may be gone, or the device full: nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"roundel: cannot write the output: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)
 
 
 def _fail(message: str) -> NoReturn:
     one_line = " ".join(message.split())
-    print(f"roundel: {one_line}", file=sys.stderr)
+    if one_line:
+        print(f"roundel: {one_line}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -180,13 +192,15 @@ def compare(
     with _busy("simulating") as status:
         comparison = compare_work(work, opt.policies_of(names, knobs), steps, _say(status))
         written = report.write_pictures(comparison, plot, _say(status)) if plot else []
+        rows = None
+        if fair:
+            compared = report.fair_comparison(work, names, knobs, steps, _say(status))
+            rows = report.fair_rows(compared)
     if as_json:
-        print(json.dumps(_comparison_json(comparison)))
-    else:
-        report.print_comparison(Console(), comparison, written)
-    if fair and not as_json:
-        with _busy("simulating with the same recompute for all") as status:
-            rows = report.fair_comparison(work, names, knobs, steps, _say(status))
+        print(json.dumps(_comparison_json(comparison, rows)))
+        return
+    report.print_comparison(Console(), comparison, written)
+    if rows is not None:
         report.print_fair(Console(), rows)
 
 
@@ -208,6 +222,9 @@ def plan(
     chunks: opt.Chunks = None,
     round_size: opt.RoundSize = None,
     optimizer: opt.OptimizerOption = None,
+    optimizer_on: opt.OptimizerOn = None,
+    activations: opt.Activations = None,
+    clip: opt.Clip = None,
     weight_share: opt.WeightShare = None,
     own: opt.Set = None,
     csv: Annotated[
@@ -222,11 +239,14 @@ def plan(
         chunks,
         round_size,
         optimizer,
-        weight_share=weight_share,
-        own=own,
+        optimizer_on,
+        activations,
+        clip,
+        weight_share,
+        own,
     )
     work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
-    made = opt.policies_of([policy], knobs)[0].plan(work, step)
+    made = plan_of(opt.policies_of([policy], knobs)[0], work, step)
     made.check(work)
     print(made.to_csv() if csv else made.grid(), end="")
 
@@ -237,15 +257,20 @@ def traces() -> None:
     report.print_library(Console())
 
 
+app.command(epilog="Example: roundel train examples/train.toml --policy auto")(train)
+
+
 def _json(simulation: Simulation) -> dict[str, Any]:
     return simulation.metrics.to_json(simulation.name)
 
 
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+def _comparison_json(comparison: Comparison, fair: list[dict[str, Any]] | None) -> dict[str, Any]:
+    extra = {} if fair is None else {"fair": fair}
     return {
         "winner": comparison.best.name if comparison.best else None,
         "policies": [_json(simulation) for simulation in comparison.simulations],
         "refused": comparison.refused,
+        **extra,
     }
 
 

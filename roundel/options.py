@@ -35,7 +35,8 @@ HopMs = Annotated[
     float | None,
     typer.Option(
         "--hop-ms",
-        help="Replace all links by this constant time between different devices.",
+        help="Replace all links by this constant time between different devices. Without "
+        "--machine there are then no memory limits, and updates take no time.",
         rich_help_panel=WORK,
     ),
 ]
@@ -111,8 +112,8 @@ def work_of(
     trace: str, devices: int | None, microbatches: int, machine: str | None, hop_ms: float | None
 ) -> Work:
     """The work that the options describe. Raises InputError."""
-    if hop_ms is not None and not 0 <= hop_ms < 1e9:
-        raise InputError(f"--hop-ms: must be a time of 0 ms or more, got {hop_ms}")
+    if hop_ms is not None and not 0 <= hop_ms <= 1e6:
+        raise InputError(f"--hop-ms: must be a time from 0 to 1,000,000 ms, got {hop_ms}")
     hop_ns = None if hop_ms is None else round(hop_ms * 1e6)
     return make_work(
         trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
@@ -160,9 +161,15 @@ def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
         policies.append(make_policy(name, **mine))
     if unused:
         raise InputError(
-            f"{', '.join(sorted(unused))}: no policy among {', '.join(names)} has this knob"
+            f"{', '.join(map(_flag, sorted(unused)))}: no policy among {', '.join(names)} has this"
         )
     return policies
+
+
+def _flag(knob: str) -> str:
+    if knob == "backward_partition":
+        return "--partition with a cut after /"
+    return f"--{knob.replace('_', '-')}"
 
 
 def _parse_partition(text: str | None) -> dict[str, tuple[int, ...]]:

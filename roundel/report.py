@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .analysis.bubble_picture import draw_bubbles
@@ -18,6 +19,7 @@ from .analysis.timeline_picture import draw_timeline
 from .analysis.units import human_bytes, human_rate, human_seconds, human_share
 from .api import Comparison, Simulation, compare_work
 from .options import policies_of
+from .policies.catalog import known_knobs
 from .policies.work import Work
 from .traces.errors import InputError
 from .traces.library import load_machine, load_trace, machine_names, trace_names
@@ -90,14 +92,17 @@ def print_simulation(console: Console, simulation: Simulation) -> None:
             f"{human_share(bubble.switch)}, drain {human_share(bubble.drain)}, steady "
             f"{human_share(bubble.steady)}); by span {human_share(metrics.bubble_ratio_span)}",
         ),
-        ("exposed transfers", f"{human_seconds(metrics.exposed_transfer_s)} a device"),
+        (
+            "exposed transfers",
+            f"{human_seconds(metrics.exposed_transfer_s / metrics.steps)} a step and device",
+        ),
         ("peak memory", ", ".join(map(human_bytes, metrics.peak_memory_bytes))),
         ("peak host memory", human_bytes(metrics.peak_host_memory_bytes)),
         ("fits", "yes" if metrics.fits else "no"),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        console.print(f"[bold]{name:{width}}[/]  {value}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{name:{width}}[/]  {escape(value)}", highlight=False, soft_wrap=True)
     _print_misfits(console, simulation)
 
 
@@ -106,19 +111,22 @@ def print_comparison(console: Console, comparison: Comparison, written: list[Pat
     if comparison.simulations:
         work = comparison.simulations[0].work
         console.print(
-            f"{work.trace.name} on {_machine(work)}, {work.microbatches} microbatches a step",
+            f"{work.trace.name} on {_machine(work)}, {work.microbatches} microbatches a step, "
+            f"{comparison.simulations[0].metrics.steps} step(s)",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
         metrics = {each.name: each.metrics for each in comparison.ranking}
         console.print(comparison_table(metrics, width=console.width))
     for name, reason in comparison.refused.items():
         console.print(f"{name} cannot run: {reason}", highlight=False, soft_wrap=True, markup=False)
-    console.print(verdict(comparison), highlight=False, soft_wrap=True)
+    console.print(verdict(comparison), highlight=False, soft_wrap=True, markup=False)
     for simulation in comparison.simulations:
         _print_misfits(console, simulation)
     if written:
-        console.print(f"pictures: {written[0].parent}/", highlight=False, soft_wrap=True)
+        where = f"pictures: {written[0].parent}/"
+        console.print(where, highlight=False, soft_wrap=True, markup=False)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -130,6 +138,8 @@ def verdict(comparison: Comparison) -> str:
     fitting = [each for each in others if each.metrics.fits]
     misfits = [each for each in others if not each.metrics.fits]
     said = [f"winner: {best.name}, {human_seconds(best.metrics.step_s)} a step"]
+    if others:
+        said[0] += f", {_why(best, fitting)}"
     if fitting:
         said.append(_against(best, fitting, "of the others that fit"))
     if misfits:
@@ -137,11 +147,25 @@ def verdict(comparison: Comparison) -> str:
     return "; ".join(said)
 
 
+def _why(best: Simulation, fitting: list[Simulation]) -> str:
+    """Why it wins: it alone fits, or where its GPUs stand idle less than the next one's."""
+    if not fitting:
+        return "the only one that fits"
+    second = min(fitting, key=lambda each: each.metrics.step_s)
+    idle, more = best.metrics.bubble_ratio, second.metrics.bubble_ratio
+    if idle < more:
+        return f"whose GPUs stand idle {human_share(idle)} of the time ({human_share(more)})"
+    return "which computes less again"
+
+
 def _against(best: Simulation, others: list[Simulation], which: str) -> str:
     second = min(others, key=lambda each: each.metrics.step_s)
-    lead = second.metrics.step_s / best.metrics.step_s - 1
-    faster = f"{human_share(abs(lead))} {'faster' if lead >= 0 else 'slower'}"
-    return f"{faster} than {second.name}, the fastest {which}"
+    mine, theirs = best.metrics.step_s, second.metrics.step_s
+    if not mine or not theirs or abs(theirs / mine - 1) < 5e-4:
+        return f"as fast as {second.name}, the fastest {which}"
+    if theirs > mine:
+        return f"{human_share(theirs / mine - 1)} faster than {second.name}, the fastest {which}"
+    return f"{human_share(mine / theirs - 1)} slower than {second.name}, the fastest {which}"
 
 
 def fair_comparison(
@@ -149,7 +173,7 @@ def fair_comparison(
 ) -> list[tuple[str, Comparison]]:
     """The same policies with late and with early recompute, each as (what it is, comparison).
 
-    First as published: only round-robin recomputes early. Then all of them do.
+    First as published: only round-robin recomputes early. Then all do that can.
     """
     early = policies_of(names, {**knobs, "recompute": "early"})
     late = [_late(policy) for policy in early]
@@ -161,32 +185,54 @@ def fair_comparison(
 
 def _late(policy: Any) -> Any:
     streams = getattr(policy, "name", None) == "round-robin"
-    return policy if streams else replace(policy, recompute="late")
+    if streams or "recompute" not in known_knobs(type(policy)):
+        return policy
+    return replace(policy, recompute="late")
 
 
-def print_fair(console: Console, rows: list[tuple[str, Comparison]]) -> None:
-    """For each of the comparisons, round-robin against the fastest of the others."""
-    console.print("\n[bold]round-robin against the others, memory left aside[/]")
-    table = _table("early recompute", "round-robin", "fastest other", "its step", "advantage")
-    advantages = []
-    for what, comparison in rows:
+def fair_rows(compared: list[tuple[str, Comparison]]) -> list[dict[str, Any]]:
+    """Round-robin's step, the fastest other's and the advantage, one object a comparison.
+
+    Raises InputError where round-robin or every other is missing or cannot run.
+    """
+    rows = []
+    for what, comparison in compared:
         mine = [each for each in comparison.simulations if each.name == "round-robin"]
         others = [each for each in comparison.simulations if each.name != "round-robin"]
         if not mine or not others:
-            console.print("compare round-robin with at least one other policy to see this")
-            return
+            reasons = "; ".join(f"{name}: {why}" for name, why in comparison.refused.items())
+            raise InputError(
+                f"--fair: needs round-robin and another policy that can run. {reasons}".strip()
+            )
         second = min(others, key=lambda each: each.metrics.step_s)
-        advantage = second.metrics.step_s / mine[0].metrics.step_s - 1
-        advantages.append(f"{100 * advantage:+.1f} %")
+        ours, theirs = mine[0].metrics.step_s, second.metrics.step_s
+        rows.append(
+            {
+                "early_recompute": what,
+                "round_robin_step_s": ours,
+                "fastest_other": second.name,
+                "fastest_other_step_s": theirs,
+                "advantage": theirs / ours - 1 if ours else 0.0,
+            }
+        )
+    return rows
+
+
+def print_fair(console: Console, rows: list[dict[str, Any]]) -> None:
+    """For each of the comparisons, round-robin against the fastest of the others."""
+    console.print("\n[bold]round-robin against the others, recompute alike, memory left aside[/]")
+    table = _table("early recompute", "round-robin", "fastest other", "its step", "advantage")
+    for row in rows:
         table.add_row(
-            what,
-            human_seconds(mine[0].metrics.step_s),
-            second.name,
-            human_seconds(second.metrics.step_s),
-            advantages[-1],
+            row["early_recompute"],
+            human_seconds(row["round_robin_step_s"]),
+            escape(row["fastest_other"]),
+            human_seconds(row["fastest_other_step_s"]),
+            f"{100 * row['advantage']:+.1f} %",
         )
     console.print(table)
-    console.print(f"of {advantages[0]}, {advantages[1]} is left", highlight=False)
+    first, last = (f"{100 * row['advantage']:+.1f} %" for row in rows)
+    console.print(f"of {first}, {last} is left", highlight=False)
 
 
 def print_library(console: Console) -> None:
@@ -224,10 +270,9 @@ def _print_misfits(console: Console, simulation: Simulation) -> None:
     if not over:
         return
     worst = max(over, key=lambda curve: curve.over_bytes)
-    more = f" (and {len(over) - 1} more)" if len(over) > 1 else ""
-    console.print(
-        f"{simulation.name} does not fit: {_misfit(worst)}{more}", highlight=False, soft_wrap=True
-    )
+    more = f"; so are {len(over) - 1} other memories" if len(over) > 1 else ""
+    text = f"{simulation.name} does not fit: {_misfit(worst)}{more}"
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _misfit(curve: MemoryCurve) -> str:
@@ -241,10 +286,15 @@ def _misfit(curve: MemoryCurve) -> str:
 
 def _machine(work: Work) -> str:
     machine = work.machine
-    if machine.hop_ns is None:
-        return f"{work.devices} devices of {machine.name}"
-    hop = human_seconds(machine.hop_ns / 1e9)
-    return f"{work.devices} devices of {machine.name}, {hop} from one device to another"
+    said = f"{work.devices} devices of {machine.name}"
+    limits = [device.memory_bytes for device in machine.devices]
+    if machine.name == "ideal":
+        said += " (no memory limits, updates and transfers to the host take no time)"
+    elif not all(limits):
+        said += " (no memory limits)"
+    if machine.hop_ns:
+        said += f", {human_seconds(machine.hop_ns / 1e9)} from one device to another"
+    return said
 
 
 def _title(simulation: Simulation) -> str:

@@ -49,7 +49,7 @@ class Machine(BaseModel):
     """Devices, host and links as a graph; `switches` names the nodes that only pass data on.
 
     `hop_ns` not None replaces all links: data takes that constant time between two different
-    devices and none between host and device, and transfers never wait for one another.
+    devices and none between host and device. A lane still moves one thing at a time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -12,6 +12,9 @@ FORMAT: Final = "roundel.trace/1"
 MAX_COUNT = 2**53
 """The largest number in a file: exact in every JSON reader, and a thousand of them fit an int64."""
 
+LEAST_OF_BACKWARD = 0.9
+"""Backward's parts, measured apart, may not sum to it; but they cannot be much shorter."""
+
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 
 
@@ -49,6 +52,12 @@ class LayerCost(BaseModel):
     def _split_is_whole(self) -> "LayerCost":
         if (self.backward_input_ns is None) != (self.backward_weight_ns is None):
             raise ValueError("backward_input_ns and backward_weight_ns: give both or neither")
+        parts = (self.backward_input_ns or 0) + (self.backward_weight_ns or 0)
+        if self.backward_input_ns is not None and parts < LEAST_OF_BACKWARD * self.backward_ns:
+            raise ValueError(
+                f"backward_input_ns and backward_weight_ns: together they take {parts} ns, "
+                f"much less than backward_ns, {self.backward_ns}; measure both parts in full"
+            )
         return self
 
     @property

@@ -149,8 +149,8 @@ def test_pixels_hold_shares_of_colour():
 def test_a_short_transfer_can_be_seen_among_pixels_but_compute_keeps_its_share():
     timeline = build("gpu0: F . . . F . . .\n gpu0 peer: send . . . . . send send")
     layout = lay_out(timeline)
-    boxes = _widened(Boxes.of(timeline, layout, 0.25), layout)
-    assert boxes.right.tolist() == [0.25, 1.25, 1.0, 2.5]
+    boxes = _widened(Boxes.of(timeline, layout, 0.05), layout)
+    assert boxes.right.tolist() == pytest.approx([0.05, 0.25, 0.15, 0.45])
 
 
 def test_a_crowded_picture_is_drawn_as_pixels(tmp_path: Path):

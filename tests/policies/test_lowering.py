@@ -1,5 +1,7 @@
 """Plans in, lanes out: which transfers and updates there are, on which lane, in which order."""
 
+from dataclasses import replace
+
 from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
 
@@ -230,6 +232,24 @@ def test_clipping_waits_for_every_gradient() -> None:
 
 
 def test_a_frozen_layer_has_no_gradient_and_no_update() -> None:
-    work = make_work(2, 2, 2, param_bytes=4, output_bytes=8)
+    work = make_work(2, 2, 2, **BYTES)
+    frozen = {"grad_bytes": 0, "optimizer_bytes": 0}
+    layers = (work.trace.layers[0].model_copy(update=frozen), work.trace.layers[1])
+    work = replace(work, trace=work.trace.model_copy(update={"layers": layers}))
     rows = lanes(lower([plan_of(*TWO_DEVICES, optimizer_on="host")], work))
-    assert set(rows) == {"gpu0 compute", "gpu0 peer", "gpu1 compute", "gpu1 peer"}
+    assert "gpu0 d2h" not in rows
+    assert rows["gpu1 d2h"] == ["download 1"]
+    assert rows["host optimizer"] == ["update 1"]
+
+
+def test_a_trace_of_times_only_still_steps_synchronously() -> None:
+    plan = plan_of(
+        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0",
+        weights="streamed",
+        optimizer_on="host",
+        activations="host",
+    )
+    program = lower([plan, plan], make_work(2, 1, 1))
+    assert lanes(program)["host optimizer"] == ["update 1", "update 0"] * 2
+    assert "gpu0 d2h" not in lanes(program)
+    assert {("update 0", "0:1F0"), ("update 1", "1:2F0")} <= dependencies(program)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import roundel
 from roundel.cli import main
 
 KEYS = [
@@ -200,3 +201,63 @@ def test_options_are_frozen() -> None:
         *("--round-size", "--optimizer", "--optimizer-on", "--activations", "--clip"),
         *("--weight-share", "--set", "--memory-plot"),
     }
+
+
+def test_a_fair_comparison_takes_policies_without_recompute_and_goes_into_json(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = Path(__file__).parents[2] / "examples" / "my_policy.py"
+    line = f"compare {TRACE} --policies {own}:Waves,round-robin {SIZE} --fair"
+    assert run(capsys, line)[0] == 0
+    data = json.loads(run(capsys, f"{line} --json")[1])
+    assert [row["fastest_other"] for row in data["fair"]] == ["Waves", "Waves"]
+    code, _, err = run(capsys, f"compare {TRACE} --policies zb-h1,round-robin {SIZE} --fair")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--fair: needs round-robin and another policy that can run. zb-h1: layer" in err
+
+
+@pytest.mark.parametrize("width", ["40", "60", "80", "140"])
+def test_the_table_keeps_its_names_at_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    out = run(capsys, f"compare {TRACE} --policies gpipe,round-robin {SIZE}")[1]
+    table = out.split("winner")[0]
+    assert "round-robin" in table
+    assert "…" not in table
+
+
+def test_markup_in_names_is_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = roundel.load_trace(TRACE).model_copy(update={"name": "x[/red]", "device": "[/] 4090"})
+    trace.save(tmp_path / "odd.json")
+    for command in ("simulate {} --policy gpipe", "compare {} --policies gpipe,1f1b"):
+        code, out, _ = run(capsys, f"{command.format(tmp_path / 'odd.json')} -d 2 -m 2")
+        assert code == 0
+        assert "x[/red]" in out
+
+
+def test_a_trace_without_costs_is_compared_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    layer = roundel.LayerCost(name="free", forward_ns=0, backward_ns=0)
+    trace = roundel.Trace(
+        name="free", device="d", provenance="p", microbatch_tokens=1, layers=(layer,) * 4
+    )
+    trace.save(tmp_path / "free.json")
+    code, out, _ = run(capsys, f"compare {tmp_path / 'free.json'} --weight-share 0.5 -d 2 -m 2")
+    assert code == 0
+    assert "as fast as" in out
+
+
+def test_output_that_cannot_be_written_is_no_traceback() -> None:
+    for line in ("traces", f"plan {TRACE} --policy gpipe -d 2 -m 99"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "roundel", *line.split()],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "roundel: cannot write the output: No space left on device\n"

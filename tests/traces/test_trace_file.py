@@ -54,6 +54,8 @@ def layer_costs(draw: st.DrawFn) -> LayerCost:
     values: dict[str, Any] = {field: draw(counts) for field in sorted(given_fields)}
     values |= {"forward_ns": draw(counts), "backward_ns": draw(counts)}
     values |= {"backward_input_ns": inputs, "backward_weight_ns": weights}
+    if inputs is not None and weights is not None:
+        values["backward_ns"] = min(values["backward_ns"], inputs + weights)
     return LayerCost(**{**values, "name": draw(names)})
 
 

@@ -1,0 +1,175 @@
+"""Models and data by name: presets, Hugging Face folders, and functions in a user's file."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..traces.errors import InputError, shown
+from .compute import LossFunction
+from .decoder import decoder_layers, token_loss
+from .layers import Layers
+from .presets import PRESETS
+from .text import TextBatches, load_tokens
+from .training_loop import Batches
+
+
+@dataclass(frozen=True)
+class Model:
+    """Layers, the loss of the last one's output, and how many tokens it knows, where it says."""
+
+    layers: Layers
+    loss_fn: LossFunction
+    vocabulary: int | None = None
+
+
+def load_model(
+    source: str,
+    *,
+    tied: bool = False,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Model:
+    """The model called `source`.
+
+    A preset; a Hugging Face config.json (new weights) or folder (its weights where it has any); or
+    `file.py:function`, which returns layers or (layers, loss_fn). Raises InputError.
+    """
+    torch.manual_seed(seed)
+    if source in PRESETS:
+        preset = PRESETS[source]
+        layers = decoder_layers(
+            preset.shape, tied, dropout, rotary_base=preset.rotary_base, dtype=dtype
+        )
+        return Model(Layers(layers), token_loss, preset.shape.vocabulary)
+    if tied or dropout:
+        raise InputError("model: tied and dropout are for presets; set them in the model itself")
+    if is_function(source):
+        return _from_function(source)
+    return _from_hugging_face(source, dtype)
+
+
+def load_batches(
+    source: str | Sequence[str],
+    *,
+    batch: int,
+    sequence: int,
+    held_out: float,
+    seed: int,
+    tokenizer: str | None = None,
+    vocabulary: int | None = None,
+) -> Batches:
+    """The data called `source`: texts (see `load_tokens`), or the batches of a user's function.
+
+    A `file.py:function` is called with batch, sequence and seed by name, and returns `Batches`.
+    Raises InputError, also where a token is none of the model's `vocabulary`.
+    """
+    if isinstance(source, str) and is_function(source):
+        function = load_function(source, "data")
+        made = _call(source, function, batch=batch, sequence=sequence, seed=seed)
+        if not hasattr(made, "batch") or not hasattr(made, "held_out"):
+            raise InputError(f"{source}: must return an object with batch and held_out")
+        return made  # type: ignore[no-any-return]
+    tokens = load_tokens(source, tokenizer)
+    batches = TextBatches(tokens, batch, sequence, held_out=held_out, seed=seed)
+    if vocabulary is not None and batches.largest >= vocabulary:
+        raise InputError(
+            f"data: has the token {batches.largest}, the model only knows {vocabulary}; "
+            "use the model's own tokenizer"
+        )
+    return batches
+
+
+def is_function(source: str) -> bool:
+    """Whether this is the name of a function in a file, `file.py:function`."""
+    return source.rpartition(":")[0].endswith(".py")
+
+
+def load_function(source: str, what: str) -> Callable[..., Any]:
+    """The function of a `file.py:function`; `what` it is for. Raises InputError."""
+    name, _, function = source.rpartition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"{what}: {shown(path)}: no such file")
+    # The absolute path as the module's name collides with no other, and dataclasses look it up.
+    spec = spec_from_file_location(str(path.resolve()), path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise InputError(_failure(shown(path), path, error)) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputError(f"{shown(path)}: no function {function!r} in it")
+    return found  # type: ignore[no-any-return]
+
+
+def _call(source: str, function: Callable[..., Any], **arguments: object) -> Any:
+    path = Path(source.rpartition(":")[0])
+    try:
+        return function(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_failure(source, path, error)) from error
+
+
+def _failure(where: str, path: Path, error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    message = " ".join(str(error).split())
+    parts = [where, f"line {line}" if line else "", type(error).__name__, message]
+    return ": ".join(filter(None, parts))
+
+
+def _from_function(source: str) -> Model:
+    made = _call(source, load_function(source, "model"))
+    layers, loss_fn = made, token_loss
+    if isinstance(made, tuple) and len(made) == 2 and not isinstance(made[1], nn.Module):
+        layers, loss_fn = made
+    if not isinstance(layers, Layers):
+        is_modules = isinstance(layers, Sequence | nn.Sequential)
+        if not is_modules or not all(isinstance(each, nn.Module) for each in layers):
+            raise InputError(f"{source}: must return layers (modules), or (layers, loss_fn)")
+        layers = Layers(list(layers))
+    return Model(layers, loss_fn)
+
+
+def _from_hugging_face(source: str, dtype: torch.dtype) -> Model:
+    path = Path(source)
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"model: no model {source!r}; use a preset ({', '.join(PRESETS)}), a Hugging Face "
+            "config.json or folder with one, or file.py:function"
+        )
+    try:
+        transformers = import_module("transformers")
+    except ImportError:
+        raise InputError(f"model: {source} needs: pip install transformers") from None
+    from .huggingface import split_causal_lm
+
+    has_weights = path.is_dir() and any(path.glob("*.safetensors"))
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        make = transformers.AutoModelForCausalLM
+        model = (
+            make.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            if has_weights
+            else make.from_config(config).to(dtype)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model: {shown(folder)}: {reason}") from error
+    return Model(split_causal_lm(model), token_loss, config.vocab_size)

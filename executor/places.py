@@ -1,0 +1,54 @@
+"""Places to train on: devices by name, and how much memory they have."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..traces.errors import InputError
+
+VIRTUAL_DEVICES = 2
+"""How many virtual devices a machine without a GPU gets."""
+
+
+def find_devices(names: Sequence[str] | None = None) -> list[torch.device]:
+    """The devices of these names; of a number, as in ["4"], so many CUDA or virtual devices.
+
+    None: all CUDA devices, or virtual ones on the CPU. Raises InputError for one that is not there.
+    """
+    count = torch.cuda.device_count()
+    if names is None:
+        names = [str(count or VIRTUAL_DEVICES)]
+    if len(names) == 1 and names[0].isdecimal():
+        wanted = int(names[0])
+        if wanted < 1:
+            raise InputError("devices: there must be at least one")
+        names = [f"cuda:{number}" for number in range(wanted)] if count else ["cpu"] * wanted
+    return [_found(name, count) for name in names]
+
+
+def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:
+    """Bytes that each device may use: `limit`, or its share of what is there. 0: not limited."""
+    if limit:
+        return [limit] * len(devices)
+    return [_memory(device) // devices.count(device) for device in devices]
+
+
+def _memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _found(name: str, count: int) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(
+            f"devices: no device {name!r}; write names as torch has them, as in cpu or cuda:0"
+        ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"devices: {name}: use cpu or cuda devices")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = f"it has {count}" if count else "it has none that torch can use"
+        raise InputError(f"devices: {name}: not on this machine; {there}")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

@@ -1,0 +1,198 @@
+"""What a training is made of, from its settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from .analysis.units import human_rate
+from .auto import candidates, choose, load_choice, save_choice
+from .options import policies_of
+from .policies.catalog import known_knobs
+from .policies.policy import Policy, policy_name
+from .policies.work import Work
+from .traces.errors import InputError, shown
+from .train import AUTO, TrainConfig
+from .train_progress import busy
+
+if TYPE_CHECKING:
+    import torch
+
+    from .executor.masters import OptimizerFactory
+    from .executor.model_source import Model
+    from .executor.trainer import Trainer
+    from .executor.training_loop import Batches, LoopSettings
+
+CHOICE = "policy.json"
+"""Where the policy that `auto` took is written down, beside the checkpoints."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training is made of."""
+
+    config: TrainConfig
+    devices: "list[torch.device]"
+    model: "Model"
+    batches: "Batches"
+    optimizer: "OptimizerFactory"
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Job":
+        """Find devices, model and data. Raises InputError."""
+        from .executor.model_source import load_batches, load_model
+        from .executor.places import find_devices
+        from .executor.training_setup import dtype_of, optimizer_factory
+
+        part, data, train = config.model, config.data, config.train
+        _refuse_to_mix(config)
+        devices = find_devices(train.devices)
+        decay = {} if train.weight_decay is None else {"weight_decay": train.weight_decay}
+        optimizer = optimizer_factory(train.optimizer, train.lr, {**train.options, **decay})
+        dtype = dtype_of(part.dtype)
+        assert dtype is not None
+        model = load_model(
+            part.name, tied=part.tied, dropout=part.dropout, dtype=dtype, seed=train.seed
+        )
+        batches = load_batches(
+            data.source,
+            batch=train.batch,
+            sequence=data.sequence,
+            held_out=data.held_out,
+            seed=train.seed,
+            tokenizer=data.tokenizer,
+            vocabulary=model.vocabulary,
+        )
+        return cls(config, devices, model, batches, optimizer)
+
+    @property
+    def microbatches(self) -> int:
+        """The microbatches of a step."""
+        train = self.config.train
+        return train.microbatches or min(train.batch, 2 * len(self.devices))
+
+    @property
+    def folder(self) -> Path | None:
+        """Where checkpoints go."""
+        folder = self.config.checkpoint.folder
+        return Path(folder) if folder else None
+
+    def policy(self, console: Console) -> "tuple[Policy, Work | None]":
+        """The policy, and the work that it was chosen for where it was."""
+        part, knobs = self.config.policy, self.config.policy.knobs()
+        clip = {"clip": True} if self.config.train.clip_norm else {}
+        if part.name != AUTO:
+            clips = clip if "clip" in known_knobs(part.name) else {}
+            return policies_of([part.name], {**knobs, **clips})[0], None
+        tried = candidates({**knobs, **clip})
+        about = {"devices": list(map(str, self.devices)), "microbatches": self.microbatches}
+        written = self.folder / CHOICE if self.folder else None
+        if written and self.config.checkpoint.resume:
+            before = load_choice(written, about)
+            if before is not None:
+                return before, None
+        with busy("measuring the layers", console):
+            work = self._measured()
+        with busy("simulating", console) as status:
+            chosen = choose(work, tried, console, status.update if status else lambda what: None)
+        if written:
+            save_choice(chosen, written, about)
+        return chosen, work
+
+    def _measured(self) -> Work:
+        from .executor.places import memory_limits
+        from .executor.sizes import parse_bytes
+        from .executor.training_setup import dtype_of, measured_work
+
+        part, train = self.config.model, self.config.train
+        return measured_work(
+            self.model,
+            self.batches,
+            self.devices,
+            self.microbatches,
+            memory_limits(self.devices, parse_bytes(train.memory)),
+            self.optimizer,
+            compute=dtype_of(part.compute_dtype),
+            autocast=dtype_of(part.autocast),
+            name=part.name,
+        )
+
+    def trainer(self, policy: Policy, work: Work | None) -> "Trainer":
+        """The trainer; `work` has what was measured already."""
+        from .executor.trainer import Trainer
+        from .executor.training_setup import decay_groups, dtype_of
+
+        part, train = self.config.model, self.config.train
+        return Trainer(
+            self.model.layers,
+            self.model.loss_fn,
+            policy=policy,
+            optimizer=self.optimizer,
+            devices=self.devices,
+            microbatches=self.microbatches,
+            memory_limit=train.memory,
+            trace=work.trace if work else None,
+            compute_dtype=dtype_of(part.compute_dtype),
+            autocast=dtype_of(part.autocast),
+            parameter_groups=decay_groups(train.weight_decay) if train.weight_decay else None,
+            clip_norm=train.clip_norm,
+            on_nan=train.on_nan,
+            seed=train.seed,
+        )
+
+    def resumed(self, trainer: "Trainer", console: Console) -> int:
+        """The steps that are done already."""
+        from .executor.checkpoint import latest, load_checkpoint
+        from .executor.training_setup import set_rate
+
+        if self.folder is None or not self.config.checkpoint.resume:
+            return 0
+        if latest(self.folder) is None:
+            console.print(f"no checkpoint in {shown(self.folder)} yet: starting at step 0")
+            return 0
+        step = load_checkpoint(trainer, self.folder)
+        set_rate(trainer.optimizer, self.config.train.lr)
+        console.print(f"going on after step {step}", highlight=False)
+        return step
+
+    def loop(self) -> "LoopSettings":
+        """How to train."""
+        from .executor.training_loop import LoopSettings
+
+        train, log, checkpoint = self.config.train, self.config.log, self.config.checkpoint
+        return LoopSettings(
+            steps=train.steps,
+            schedule=train.schedule,
+            warmup=train.warmup,
+            final_share=train.final_share,
+            evaluate_every=log.evaluate_every,
+            evaluate_batches=log.evaluate_batches,
+            evaluate_size=max(1, train.batch // self.microbatches),
+            save_every=checkpoint.every,
+            folder=self.folder,
+            keep=checkpoint.keep,
+        )
+
+    def summary(self, policy: Policy) -> str:
+        """What is trained, where and how, in a line."""
+        layers = self.model.layers
+        count = sum(each.numel() for _, each in layers.named_parameters())
+        places = ", ".join(map(str, self.devices))
+        return (
+            f"training {self.config.model.name}, {human_rate(count)} parameters in {len(layers)} "
+            f"layers, with {policy_name(policy)} on {places}: {self.config.train.steps} steps of "
+            f"{self.config.train.batch} samples in {self.microbatches} microbatches"
+        )
+
+
+def _refuse_to_mix(config: TrainConfig) -> None:
+    """Checkpoints of another training are not to be overwritten."""
+    from .executor.checkpoint import latest
+
+    folder = config.checkpoint.folder
+    if folder and not config.checkpoint.resume and latest(Path(folder)) is not None:
+        raise InputError(
+            f"{shown(folder)}: there are checkpoints here already; go on from them with --resume, "
+            "or name another folder"
+        )
