@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -32,7 +33,7 @@ def draw_losses(
     axes.set_ylabel("loss", size=points(13))
     handles = []
     for number, (name, losses) in enumerate(curves.items()):
-        style = {
+        style: dict[str, Any] = {
             "color": _COLOURS[number % len(_COLOURS)],
             "linestyle": "-" if number == 0 else _DASHES[number % len(_DASHES)],
             "linewidth": 5.0 if number == 0 else 1.6,

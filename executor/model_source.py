@@ -72,13 +72,10 @@ def load_batches(
     A `file.py:function` is called with batch, sequence and seed by name, and returns `Batches`.
     Raises InputError, also where a token is none of the model's `vocabulary`.
     """
-    if isinstance(source, str) and is_function(source):
-        function = load_function(source, "data")
-        made = _call(source, function, batch=batch, sequence=sequence, seed=seed)
-        if not hasattr(made, "batch") or not hasattr(made, "held_out"):
-            raise InputError(f"{source}: must return an object with batch and held_out")
-        return made  # type: ignore[no-any-return]
-    tokens = load_tokens(source, tokenizer)
+    names = [source] if isinstance(source, str) else list(source)
+    if len(names) == 1 and is_function(names[0]):
+        return _batches_of(names[0], batch=batch, sequence=sequence, seed=seed)
+    tokens = load_tokens(names, tokenizer)
     batches = TextBatches(tokens, batch, sequence, held_out=held_out, seed=seed)
     if vocabulary is not None and batches.largest >= vocabulary:
         raise InputError(
@@ -86,6 +83,13 @@ def load_batches(
             "use the model's own tokenizer"
         )
     return batches
+
+
+def _batches_of(source: str, **arguments: int) -> Batches:
+    made = _call(source, load_function(source, "data"), **arguments)
+    if not hasattr(made, "batch") or not hasattr(made, "held_out"):
+        raise InputError(f"{source}: must return an object with batch and held_out")
+    return made  # type: ignore[no-any-return]
 
 
 def is_function(source: str) -> bool:

@@ -330,6 +330,8 @@ class Trainer:
             for layer in range(op.first, op.stop)
         }
         for layer, number in sorted(homes.items()):
+            if own:
+                self.masters.move(layer, self.devices[number])
             copy = resident_copy(self.layers, layer, self.devices[number], self._compute_dtype, own)
             weights[number].keep(layer, copy)
 

@@ -1,0 +1,463 @@
+"""`roundel train`, end to end on models of a few thousand parameters."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from roundel.cli import main
+from roundel.train_progress import Stopper, stopping
+
+torch = pytest.importorskip("torch")
+
+SMALL = "decoder-tiny --devices cpu,cpu --batch 8 --sequence 32 --data {text}"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+FILE = '''
+import torch
+from torch import nn
+
+
+class Fails(nn.Module):
+    """Raises at its second run on a device."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.inner, self.error, self.runs = nn.Linear(8, 8), error, 0
+
+    def forward(self, value):
+        self.runs += 1
+        if self.runs == 2:
+            raise self.error
+        return self.inner(value)
+
+
+def layers(*middle):
+    return [nn.Embedding(256, 8), nn.Linear(8, 8), *middle, nn.Linear(8, 256)]
+
+
+def good():
+    return layers(nn.Tanh())
+
+
+def with_loss():
+    def loss(logits, targets):
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) + 100
+
+    return layers(), loss
+
+
+def failing():
+    return layers(Fails(KeyError("no luck")))
+
+
+def full():
+    return layers(Fails(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB. GPU 0 has 1.")))
+
+
+def not_a_number():
+    def loss(logits, targets):
+        return logits.mean() * float("nan" if targets[0, 0] >= 0 else 0)
+
+    return layers(), loss
+
+
+def nothing():
+    return 3
+
+
+def broken():
+    raise RuntimeError("cannot")
+
+
+class Numbers:
+    def __init__(self, batch, sequence, seed):
+        self.size = batch, sequence
+
+    def batch(self, step):
+        tokens = torch.full(self.size, step % 256)
+        return tokens, tokens
+
+    def held_out(self, count, size):
+        return [(torch.full((size, 4), 1),) * 2] * count
+'''
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{number} times two is {2 * number}.\n" for number in range(3000)))
+    return path
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    path = tmp_path / "models.py"
+    path.write_text(FILE)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of `roundel train` and a line of arguments."""
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *shlex.split(line)])
+    output = capsys.readouterr()
+    return int(stop.value.code or 0), output.out, output.err
+
+
+def rows_of(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_it_trains_and_writes_all_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    names = "--log {0}/new/log.jsonl --timeline {0}/step.png --perfetto {0}/step.json"
+    code, out, err = run(
+        capsys,
+        f"{SMALL.format(text=text)} --policy 1f1b --steps 20 --lr 1e-2 --evaluate-every 10 "
+        f"--warmup 4 --schedule cosine --clip-norm 1 {names.format(tmp_path)}",
+    )
+    assert (code, err) == (0, "")
+    rows = rows_of(tmp_path / "new/log.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert list(rows[0]) == ["step", "loss", "tokens_per_s", "lr", "time"]
+    assert [row["step"] for row in rows if "held_out_loss" in row] == [10, 20]
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    assert rows[-1]["held_out_loss"] < rows[9]["held_out_loss"] < rows[0]["loss"]
+    rates = [row["lr"] for row in rows]
+    assert rates[:5] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert "with 1f1b on cpu, cpu" in out
+    assert "step 20 of 20: loss" in out
+    assert "left" in out
+    assert "held-out loss 5.5" in out.splitlines()[-1]
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "step.json").read_text())["otherData"]["source"] == "measured"
+
+
+def test_a_file_says_it_all_and_flags_override_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    settings = tmp_path / "train.toml"
+    settings.write_text(
+        f"""
+        [model]
+        name = "decoder-tiny"
+        tied = true
+        [data]
+        source = ["{text}"]
+        sequence = 16
+        [policy]
+        name = "interleaved-1f1b"
+        partition = "1 2 2 1"
+        recompute = "late"
+        [train]
+        devices = 2
+        microbatches = 2
+        batch = 4
+        steps = 50
+        optimizer = "SGD"
+        options = {{momentum = 0.9}}
+        weight_decay = 0.1
+        lr = 1
+        memory = "1GiB"
+        [log]
+        file = "{tmp_path}/log.jsonl"
+        """
+    )
+    code, out, _ = run(capsys, f"{settings} --steps 3 --lr 0.5")
+    assert code == 0
+    assert "111,024 parameters in 6 layers, with interleaved-1f1b on cpu, cpu: 3 steps of 4" in out
+    assert [row["lr"] for row in rows_of(tmp_path / "log.jsonl")] == [0.5] * 3
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_losses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    line = (
+        f"{SMALL.format(text=text)} --policy round-robin --partition '2 2 / 2 1 1 2' --dropout 0.1 "
+        "--schedule linear --warmup 2 --weight-decay 0.1 --clip-norm 1 --steps {steps}"
+    )
+    assert run(capsys, line.format(steps=8) + f" --log {tmp_path}/whole.jsonl")[0] == 0
+    parts = f" --log {tmp_path}/parts.jsonl --checkpoints {tmp_path}/kept --save-every 3"
+    # The file is what a run leaves that ended in the middle: steps behind the last checkpoint.
+    assert run(capsys, line.format(steps=8) + parts)[0] == 0
+    (kept,) = [each for each in (tmp_path / "kept").iterdir() if each.name.endswith("6")]
+    newest = tmp_path / "kept" / "step-00000008"
+    newest.rename(tmp_path / "gone")
+    code, out, _ = run(capsys, line.format(steps=8) + parts + " --resume")
+    assert code == 0
+    assert "going on after step 6" in out
+    assert newest.exists()
+    assert kept.exists()
+    whole, resumed = rows_of(tmp_path / "whole.jsonl"), rows_of(tmp_path / "parts.jsonl")
+    for field in ("step", "loss", "lr"):
+        assert [row[field] for row in resumed] == [row[field] for row in whole]
+    assert (
+        "all 8 steps are done already" in run(capsys, line.format(steps=8) + parts + " --resume")[1]
+    )
+
+
+def test_checkpoints_of_another_training_are_not_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    line = f"{SMALL.format(text=text)} --policy gpipe --steps 2 --checkpoints {tmp_path}/kept"
+    assert "starting at step 0" in run(capsys, f"{line} --resume")[1]
+    before = sorted((tmp_path / "kept").iterdir())
+    code, _, err = run(capsys, line)
+    assert code == 2
+    assert "there are checkpoints here already; go on from them with --resume" in err
+    assert sorted((tmp_path / "kept").iterdir()) == before
+
+
+def test_auto_compares_all_policies_and_trains_with_the_winner(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    line = f"{SMALL.format(text=text)} --steps 2 --checkpoints {tmp_path}/kept"
+    code, out, _ = run(capsys, line)
+    assert code == 0
+    for name in ("gpipe", "1f1b, recompute", "looped-bfs", "zb-h1", "round-robin"):
+        assert f"\n{name}" in out
+    assert "decoder-tiny on 2 devices of this machine" in out
+    chosen = json.loads((tmp_path / "kept/policy.json").read_text())["policy"]
+    winner = out.partition("winner: ")[2].partition(",")[0]
+    assert winner == chosen
+    assert f"with {chosen} on cpu, cpu" in out
+    # A run that goes on takes the same policy, whatever is measured now.
+    data = {"policy": "zb-h2", "knobs": {"weight_share": 0.25}, "devices": ["cpu"] * 2}
+    (tmp_path / "kept/policy.json").write_text(json.dumps({**data, "microbatches": 4}))
+    out = run(capsys, line.replace("--steps 2", "--steps 3") + " --resume")[1]
+    assert "with zb-h2 on cpu, cpu" in out
+    assert "winner" not in out
+
+
+def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: Path) -> None:
+    code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
+    assert code == 2
+    assert "does not fit: gpu" in out
+    assert err.startswith("roundel: policy auto: none fits the memory; use more memory")
+
+
+def test_a_users_own_model_loss_data_and_policy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, models: Path
+) -> None:
+    own = f"--data {models}:Numbers --policy {EXAMPLES}/my_policy.py:Waves --set most=2"
+    log = f"--steps 2 --log {tmp_path}/log.jsonl --evaluate-every 1 --devices 2"
+    code, out, _ = run(capsys, f"{models}:with_loss {own} {log}")
+    assert code == 0
+    assert "in 3 layers, with Waves on cpu, cpu" in out
+    rows = rows_of(tmp_path / "log.jsonl")
+    assert all(105 < row["loss"] < 107 and 105 < row["held_out_loss"] < 107 for row in rows)
+
+
+def test_a_layer_that_fails_is_one_line_with_its_name_and_microbatch(
+    capsys: pytest.CaptureFixture[str], models: Path, text: Path
+) -> None:
+    line = f"{models}:failing --data {text} --policy 1f1b --devices 2 --microbatches 2"
+    code, _, err = run(capsys, line)
+    assert code == 1
+    assert err.startswith("roundel: step 1: layer 2 (Fails), microbatch 1, op ")
+    assert err.endswith(": KeyError: 'no luck'\n")
+    assert err.count("\n") == 1
+    assert "Traceback" in run(capsys, f"{line} --debug")[2]
+
+
+def test_memory_that_runs_out_says_what_was_expected_and_what_to_do(
+    capsys: pytest.CaptureFixture[str], models: Path, text: Path
+) -> None:
+    code, _, err = run(capsys, f"{models}:full --data {text} --policy gpipe --devices 2")
+    assert code == 1
+    assert "step 1: out of memory: CUDA out of memory. Tried 2 GiB; in layer 2 (Fails)" in err
+    assert "expected at most" in err
+    assert "use more microbatches" in err
+    assert err.count("\n") == 1
+    code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy gpipe --memory 100KB")
+    assert code == 2
+    assert "this plan cannot fit: gpu" in err
+
+
+def test_a_loss_that_is_not_a_number_stops_with_its_step(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, models: Path, text: Path
+) -> None:
+    line = f"{models}:not_a_number --data {text} --policy gpipe --devices 1 --steps 3"
+    code, _, err = run(capsys, f"{line} --checkpoints {tmp_path}/kept")
+    assert (code, err) == (1, "roundel: step 1: the loss is nan\n")
+    assert not (tmp_path / "kept").exists()
+    code, _, err = run(capsys, f"{line} --on-nan 'go on' --log {tmp_path}/log.jsonl")
+    assert (code, err) == (0, "")
+    assert [row["loss"] for row in rows_of(tmp_path / "log.jsonl")] == [None] * 3
+
+
+def test_ctrl_c_ends_after_the_step_with_a_whole_checkpoint(tmp_path: Path, text: Path) -> None:
+    line = f"{SMALL.format(text=text)} --policy gpipe --steps 100000 --log {tmp_path}/log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "roundel", "train", *shlex.split(line)]
+        + ["--checkpoints", str(tmp_path / "kept")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "log.jsonl"
+    until = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    done = rows_of(log)[-1]["step"]
+    assert f"{done} of 100000 steps done" in out
+    assert out.splitlines()[-1].endswith("go on with --resume")
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert kept.name == f"step-{done:08d}"
+
+
+def test_ctrl_c_twice_interrupts_at_once() -> None:
+    from rich.console import Console
+
+    with open(os.devnull, "w") as nowhere, stopping(Console(file=nowhere)) as stopper:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert isinstance(stopper, Stopper)
+        assert stopper.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_hugging_face_config_is_trained_and_a_folder_gone_on_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "saved")
+    options = f"--data {text} --devices 2 --policy 1f1b --steps 12 --lr 1e-2 --sequence 32"
+    for model in ("saved/config.json", "saved"):
+        log = tmp_path / "log.jsonl"
+        code, out, err = run(capsys, f"{tmp_path}/{model} {options} --log {log}")
+        assert (code, err) == (0, "")
+        rows = rows_of(log)
+        assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+
+
+WRONG = [
+    ("nothing.toml", "nothing.toml: no such file"),
+    ("decoder-huge", "model: no model 'decoder-huge'; use a preset (decoder-tiny, "),
+    ("decoder-tiny --model decoder-10m", "--model: decoder-10m or decoder-tiny? name one model"),
+    ("decoder-tiny --policy nope", "policy.name: no policy 'nope'; use auto, gpipe"),
+    ("decoder-tiny --policy no.py:Class", "no.py: no such policy file"),
+    ("decoder-tiny --policy gpipe --chunks 3", "chunks: no policy among gpipe has this knob"),
+    ("decoder-tiny --set most=3", "most: no policy of the library has this knob"),
+    ("decoder-tiny --policy gpipe --partition '1 1' --devices 2", "gpipe: the partition"),
+    ("decoder-tiny --policy gpipe --clip", "policy.clip: give the norm too, train.clip_norm"),
+    ("decoder-tiny --devices gpu7", "devices: no device 'gpu7'; write names as torch has them"),
+    ("decoder-tiny --devices cuda:99", "devices: cuda:99: not on this machine"),
+    ("decoder-tiny --devices meta", "devices: meta: use cpu or cuda devices"),
+    ("decoder-tiny --devices 0", "devices: there must be at least one"),
+    ("decoder-tiny --batch 2 --microbatches 4", "a batch of 2 cannot be cut into 4"),
+    ("decoder-tiny --batch 0", "--batch: must be more than 0, got 0"),
+    ("decoder-tiny --lr 0", "--lr: must be more than 0"),
+    ("decoder-tiny --lr fast", "Invalid value for '--lr'"),
+    ("decoder-tiny --schedule up", "--schedule: Input should be 'constant', 'linear' or 'cosine'"),
+    ("decoder-tiny --warmup 100", "train.warmup: must be fewer than the 100 steps"),
+    ("decoder-tiny --optim Adamant", "optimizer: torch.optim has no 'Adamant'; it has ASGD"),
+    ("decoder-tiny --optim LBFGS", "optimizer: LBFGS needs all parameters at once"),
+    ("decoder-tiny --optim Rprop --weight-decay 1", "Rprop has no option 'weight_decay'"),
+    ("decoder-tiny --memory lots", "train.memory: write bytes, or a size such as"),
+    ("decoder-tiny --dtype int8", "--dtype: Input should be 'float32'"),
+    ("decoder-tiny --compute-dtype bfloat16 --autocast bfloat16", "not both"),
+    ("decoder-tiny --data nowhere.txt", "data: nowhere.txt: no such file or folder"),
+    ("decoder-tiny --data {text} --sequence 100000", "tokens are too few for sequences of 100000"),
+    ("decoder-tiny --data {models}:nope", "models.py: no function 'nope' in it"),
+    ("decoder-tiny --data {models}:good", "good: TypeError: good() got an unexpected keyword"),
+    ("{models}:nope", "models.py: no function 'nope' in it"),
+    ("{models}:nothing", "must return layers (modules), or (layers, loss_fn)"),
+    ("{models}:broken", "RuntimeError: cannot"),
+    ("no.py:layers", "model: no.py: no such file"),
+    ("{models}:good --dropout 0.5", "tied and dropout are for presets"),
+    ("decoder-tiny --resume", "checkpoint.folder: missing; say where checkpoints are"),
+    ("decoder-tiny --timeline /no/where.png", "there is no folder /no"),
+    ("decoder-tiny --timeline step.gif", "name it .png or .svg or .pdf"),
+    ("decoder-tiny --timeline-step 3", "log.timeline_step: say where the picture goes"),
+    ("decoder-tiny --log {folder}", "cannot write this log: it is a folder"),
+    ("decoder-tiny --frobnicate", "No such option"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG)
+def test_a_wrong_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
+    text: Path,
+    models: Path,
+    tmp_path: Path,
+) -> None:
+    if "--data" not in line:
+        line += " --data {text}"
+    code, _, err = run(capsys, line.format(text=text, models=models, folder=tmp_path))
+    assert code == 2
+    assert err.startswith("roundel: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+WRONG_FILES = [
+    ("[train]\nlr = -1", "train.lr: must be more than 0"),
+    ("[train]\nsteps = true", "train.steps: must be a whole number, got true"),
+    ("[train]\nsteps = 1.5", "train.steps: must be a whole number, got 1.5"),
+    ("[train]\nspeed = 1", "train.speed: no such field; check the spelling"),
+    ("[training]\nlr = 1", "training: no such field; check the spelling"),
+    ("train = 3", "train: must be a table, [train]"),
+    ("[train", "not a TOML file: "),
+    ("[data]\nheld_out = 1.0", "data.held_out: Input should be less than 1, got 1.0"),
+    ("[data]\nsource = []", "data.source: must not be empty"),
+    ("[policy]\nrecompute = 'often'", "policy.recompute: Input should be 'none', 'early'"),
+    ("[checkpoint]\nevery = 3", "checkpoint.folder: missing"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG_FILES)
+def test_a_wrong_file_names_itself_and_the_field(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(content)
+    code, _, err = run(capsys, str(path))
+    assert code == 2
+    assert err.startswith(f"roundel: {path}: {message}")
+    assert err.count("\n") == 1
+
+
+def test_help_has_an_example_and_the_options_are_frozen() -> None:
+    """Scripts lean on these; a change here is a change for every user."""
+    out = subprocess.run(
+        [sys.executable, "-m", "roundel", "train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "PATH": ""},
+    ).stdout
+    assert "Example: roundel train" in out
+    options = {word for word in out.replace("│", " ").split() if word.startswith("--")}
+    assert options >= {
+        *("--model", "--tied", "--dropout", "--dtype", "--compute-dtype", "--autocast"),
+        *("--data", "--tokenizer", "--sequence", "--held-out", "--policy", "--partition"),
+        *("--recompute", "--chunks", "--round-size", "--optimizer", "--optimizer-on"),
+        *("--activations", "--clip", "--weight-share", "--set", "--devices", "--microbatches"),
+        *("--batch", "--steps", "--optim", "--lr", "--weight-decay", "--schedule", "--warmup"),
+        *("--clip-norm", "--memory", "--seed", "--on-nan", "--checkpoints", "--save-every"),
+        *("--keep", "--resume", "--log", "--evaluate-every", "--timeline", "--timeline-step"),
+        *("--perfetto", "--debug"),
+    }
