@@ -1,6 +1,7 @@
 """Places to train on: devices by name, and how much memory they have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +25,17 @@ def find_devices(names: Sequence[str] | None = None) -> list[torch.device]:
             raise InputError("devices: there must be at least one")
         names = [f"cuda:{number}" for number in range(wanted)] if count else ["cpu"] * wanted
     return [_found(name, count) for name in names]
+
+
+@contextmanager
+def sharing_cores(devices: Sequence[torch.device]) -> Iterator[None]:
+    """Let each virtual device on the CPU have its share of the cores, instead of all of them."""
+    before, virtual = torch.get_num_threads(), list(devices).count(torch.device("cpu"))
+    torch.set_num_threads(max(1, before // max(1, virtual)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:

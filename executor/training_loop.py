@@ -117,10 +117,12 @@ def held_out_loss(trainer: "Trainer", batches: Batches, settings: LoopSettings) 
 
 
 def make_scheduler(trainer: "Trainer", settings: LoopSettings) -> Any:
-    """The scheduler of the learning rate, where the trainer's step has it.
+    """The scheduler of the learning rate, where the trainer's step has it; None for a flat one.
 
     The rate at a step depends on the step alone, so a scheduler has no state to be saved.
     """
+    if settings.schedule == "constant" and not settings.warmup:
+        return None
     for group in trainer.optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return torch.optim.lr_scheduler.LambdaLR(
@@ -147,7 +149,9 @@ def _one_step(trainer: "Trainer", batches: Batches, scheduler: Any) -> StepRepor
     inputs, targets = batches.batch(trainer.step_number)
     lr = float(trainer.optimizer.param_groups[0]["lr"])
     result = trainer.step(inputs, targets)
-    scheduler.step()
+    if scheduler is not None:
+        trainer.flush()  # An update in the background is to see this step's rate, not the next's.
+        scheduler.step()
     rate = count_tokens(inputs) / (time.perf_counter() - start)
     return StepReport(trainer.step_number, result.loss, lr, rate, result)
 

@@ -62,5 +62,4 @@ def exposed_ns(
     last = end_ns[before] == ready[after]
     exposed = np.zeros(count, dtype=np.int64)
     np.maximum.at(exposed, after[last], idle[last])
-    np.minimum(exposed, np.maximum(start_ns - free, 0), out=exposed)
     return exposed

@@ -33,7 +33,7 @@ def candidates(knobs: dict[str, Any]) -> dict[str, Policy]:
     every = {knob for name in POLICIES for knob in known_knobs(name)}
     unknown = sorted(set(knobs) - every)
     if unknown:
-        raise InputError(f"{', '.join(unknown)}: no policy of the library has this knob")
+        raise InputError(f"{', '.join(unknown)}: no policy of the library has this")
     wanted = {"weight_share": WEIGHT_SHARE, **knobs}
     modes = [knobs["recompute"]] if "recompute" in knobs else RECOMPUTE
     made = {}

@@ -14,7 +14,7 @@ from .policies.policy import Policy, policy_name
 from .policies.work import Work
 from .traces.errors import InputError, shown
 from .train import AUTO, TrainConfig
-from .train_progress import busy
+from .train_progress import busy, say
 
 if TYPE_CHECKING:
     import torch
@@ -149,11 +149,11 @@ class Job:
         if self.folder is None or not self.config.checkpoint.resume:
             return 0
         if latest(self.folder) is None:
-            console.print(f"no checkpoint in {shown(self.folder)} yet: starting at step 0")
+            say(console, f"no checkpoint in {shown(self.folder)} yet: starting at step 0")
             return 0
         step = load_checkpoint(trainer, self.folder)
         set_rate(trainer.optimizer, self.config.train.lr)
-        console.print(f"going on after step {step}", highlight=False)
+        say(console, f"going on after step {step}")
         return step
 
     def loop(self) -> "LoopSettings":

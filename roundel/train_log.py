@@ -29,7 +29,6 @@ class TrainLog:
         if self.path is None:
             return self
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_until(self.path, self._after) if self._after else []
             self._file = self.path.open("w", encoding="utf-8")
             self._file.writelines(kept)

@@ -33,6 +33,11 @@ def busy(what: str, console: Console) -> AbstractContextManager[Status | None]:
     return console.status(what) if console.is_terminal else nullcontext()
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 class Stopper:
     """Whether someone asked to stop: the first Ctrl-C asks, the second interrupts."""
 
@@ -44,7 +49,7 @@ class Stopper:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        self._console.print("stopping after this step; once more to stop at once")
+        say(self._console, "stopping after this step; once more to stop at once")
 
 
 @contextmanager
@@ -110,7 +115,7 @@ class Display:
         self._bar.update(self._task, completed=step)
         if held_out_loss is not None:
             self.held_out.append((step, held_out_loss))
-            self._print(f"step {step} of {self._steps}: held-out loss {held_out_loss:.4f}")
+            say(self._console, f"step {step} of {self._steps}: held-out loss {held_out_loss:.4f}")
 
     def stepped(self, report: "StepReport") -> None:
         """A step is done."""
@@ -124,11 +129,11 @@ class Display:
             self.held_out.append((report.step, report.held_out_loss))
         self._bar.update(self._task, completed=report.step, said=self._said(report))
         if report.held_out_loss is not None or self._is_due(report.step):
-            self._print(f"step {report.step} of {self._steps}: {self._said(report)}")
+            say(self._console, f"step {report.step} of {self._steps}: {self._said(report)}")
 
     def saved(self, step: int, path: Path) -> None:
         """A checkpoint is whole."""
-        self._print(f"saved {path}")
+        say(self._console, f"saved {path}")
 
     def should_stop(self) -> bool:
         """Whether Ctrl-C was pressed."""
@@ -156,9 +161,6 @@ class Display:
     def _seconds_left(self) -> float:
         each = (self._ends[-1] - self._ends[0]) / max(1, len(self._ends) - 1)
         return each * (self._steps - self.done)
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _clock(seconds: float) -> str:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from .analysis.chrome import write_chrome_trace
-from .analysis.files import output_path
+from .analysis.files import output_path, writing
 from .analysis.units import human_rate
-from .traces.errors import InputError, shown
+from .traces.errors import InputError
 from .train import LogSection, TrainConfig
 from .train_job import Job
 from .train_log import TrainLog
-from .train_progress import Display, busy, stopping
+from .train_progress import Display, busy, say, stopping
 
 if TYPE_CHECKING:
     from .executor.trainer import Trainer
@@ -27,12 +27,15 @@ def run_training(config: TrainConfig, debug: bool = False) -> int:
     _check_outputs(config.log)
     console = Console()
     with busy("loading", console):
+        from .executor.places import sharing_cores
+
         job = Job.of(config)
-    policy, work = job.policy(console)
-    with job.trainer(policy, work) as trainer:
-        first = job.resumed(trainer, console)
-        console.print(job.summary(policy), highlight=False, soft_wrap=True, markup=False)
-        return _train(job, trainer, first, console, debug)
+    with sharing_cores(job.devices):
+        policy, work = job.policy(console)
+        with job.trainer(policy, work) as trainer:
+            first = job.resumed(trainer, console)
+            say(console, job.summary(policy))
+            return _train(job, trainer, first, console, debug)
 
 
 def _train(job: Job, trainer: "Trainer", first: int, console: Console, debug: bool) -> int:
@@ -52,17 +55,21 @@ def _train(job: Job, trainer: "Trainer", first: int, console: Console, debug: bo
         except Exception as error:
             return _failed(trainer, error, debug)
     _draw(display, job, console)
-    console.print(_farewell(display, job), highlight=False, soft_wrap=True)
+    say(console, _farewell(display, job))
     return 128 + stopper.signal if stopper.signal else 0
 
 
 def _check_outputs(log: LogSection) -> None:
-    if log.timeline:
-        output_path(log.timeline, "picture", PICTURES)
-    if log.perfetto:
-        output_path(log.perfetto, "Chrome trace")
-    if log.file and Path(log.file).is_dir():
-        raise InputError(f"{shown(log.file)}: cannot write this log: it is a folder")
+    """What cannot be written is to be known before training. Makes the folders."""
+    for path, what, suffixes in (
+        (log.file, "log", ()),
+        (log.timeline, "picture", PICTURES),
+        (log.perfetto, "Chrome trace", ()),
+    ):
+        if path:
+            with writing(Path(path), what):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            output_path(path, what, suffixes)
 
 
 def _failed(trainer: "Trainer", error: Exception, debug: bool) -> int:
@@ -91,7 +98,7 @@ def _draw(display: Display, job: Job, console: Console) -> None:
         if log.perfetto:
             write_chrome_trace(timeline, log.perfetto)
     for path in filter(None, (log.timeline, log.perfetto)):
-        console.print(f"step {display.drawn}: {path}", highlight=False, soft_wrap=True)
+        say(console, f"step {display.drawn}: {path}")
 
 
 def _farewell(display: Display, job: Job) -> str:

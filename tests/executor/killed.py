@@ -83,8 +83,8 @@ def kill_at_random(folder: Path) -> None:
     print(f"seed {seed}")
     numbers = random.Random(seed)
     losses: dict[int, str] = {}
-    lives = 0
-    while lives < KILLS or max(losses, default=0) < KILLS:
+    lives = step = 0
+    while lives < KILLS or len(losses) < KILLS:
         lives += 1
         read, write = os.pipe()
         child = fork(lambda write=write: train_and_save(folder, write))
@@ -94,7 +94,8 @@ def kill_at_random(folder: Path) -> None:
         assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the child ended by itself"
         with os.fdopen(read) as report:
             losses |= {int(line.split()[0]): line.split()[1] for line in report}
-        done = max(losses, default=0)
+        # A child may have been killed between the end of a save and its report.
+        done = max(step, *losses, 0)
         path = latest(folder)
         step = make().load(folder) if path else 0
         assert step in (done, done + 1), f"{done} steps were saved, {path} is there"

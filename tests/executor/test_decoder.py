@@ -1,4 +1,4 @@
-"""The decoder against an attention written out by hand, and against Hugging Face's Llama and Qwen3."""
+"""The decoder against an attention written out by hand, and Hugging Face's Llama and Qwen3."""
 
 from itertools import product
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -297,9 +298,9 @@ def test_a_loss_that_is_not_a_number_stops_with_its_step(
 
 def test_ctrl_c_ends_after_the_step_with_a_whole_checkpoint(tmp_path: Path, text: Path) -> None:
     line = f"{SMALL.format(text=text)} --policy gpipe --steps 100000 --log {tmp_path}/log.jsonl"
+    line += f" --checkpoints {tmp_path}/kept"
     process = subprocess.Popen(
-        [sys.executable, "-m", "roundel", "train", *shlex.split(line)]
-        + ["--checkpoints", str(tmp_path / "kept")],
+        [sys.executable, "-m", "roundel", "train", *shlex.split(line)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -345,10 +346,30 @@ def test_a_hugging_face_config_is_trained_and_a_folder_gone_on_with(
     options = f"--data {text} --devices 2 --policy 1f1b --steps 12 --lr 1e-2 --sequence 32"
     for model in ("saved/config.json", "saved"):
         log = tmp_path / "log.jsonl"
-        code, out, err = run(capsys, f"{tmp_path}/{model} {options} --log {log}")
+        code, _, err = run(capsys, f"{tmp_path}/{model} {options} --log {log}")
         assert (code, err) == (0, "")
         rows = rows_of(log)
         assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+
+
+def test_the_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(EXAMPLES / "small_lm.py"))
+    losses = example["main"](["--steps", "18"])
+    assert losses[0] > 5.4
+    assert losses[-1] < 3.5
+    assert capsys.readouterr().out.startswith("after 0 steps: held-out loss 5.5")
+
+
+def test_the_examples_file_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = "--steps 4 --warmup 1 --sequence 32 --devices 2 --policy round-robin"
+    code, out, err = run(capsys, f"{EXAMPLES}/train.toml {short}")
+    assert (code, err) == (0, "")
+    assert "4 of 4 steps done, held-out loss 5.5" in out
+    assert {path.name for path in Path("runs").iterdir()} == {"small", "small.png"}
+    assert {path.name for path in Path("runs/small").iterdir()} == {"log.jsonl", "step-00000004"}
 
 
 WRONG = [
@@ -357,9 +378,12 @@ WRONG = [
     ("decoder-tiny --model decoder-10m", "--model: decoder-10m or decoder-tiny? name one model"),
     ("decoder-tiny --policy nope", "policy.name: no policy 'nope'; use auto, gpipe"),
     ("decoder-tiny --policy no.py:Class", "no.py: no such policy file"),
-    ("decoder-tiny --policy gpipe --chunks 3", "chunks: no policy among gpipe has this knob"),
-    ("decoder-tiny --set most=3", "most: no policy of the library has this knob"),
-    ("decoder-tiny --policy gpipe --partition '1 1' --devices 2", "gpipe: the partition"),
+    ("decoder-tiny --policy gpipe --chunks 3", "chunks: no policy among gpipe has this"),
+    ("decoder-tiny --set most=3", "most: no policy of the library has this"),
+    (
+        "decoder-tiny --policy gpipe --partition '1 1' --devices 2",
+        "partition 1 1: has 2 layers",
+    ),
     ("decoder-tiny --policy gpipe --clip", "policy.clip: give the norm too, train.clip_norm"),
     ("decoder-tiny --devices gpu7", "devices: no device 'gpu7'; write names as torch has them"),
     ("decoder-tiny --devices cuda:99", "devices: cuda:99: not on this machine"),
@@ -387,7 +411,7 @@ WRONG = [
     ("no.py:layers", "model: no.py: no such file"),
     ("{models}:good --dropout 0.5", "tied and dropout are for presets"),
     ("decoder-tiny --resume", "checkpoint.folder: missing; say where checkpoints are"),
-    ("decoder-tiny --timeline /no/where.png", "there is no folder /no"),
+    ("decoder-tiny --timeline {text}/step.png", "cannot write this picture: "),
     ("decoder-tiny --timeline step.gif", "name it .png or .svg or .pdf"),
     ("decoder-tiny --timeline-step 3", "log.timeline_step: say where the picture goes"),
     ("decoder-tiny --log {folder}", "cannot write this log: it is a folder"),
