@@ -39,7 +39,7 @@ def sharing_cores(devices: Sequence[torch.device]) -> Iterator[None]:
 
 
 def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:
-    """Bytes that each device may use: `limit`, or its share of what is there. 0: not limited."""
+    """Bytes that each device may use: `limit`, or its share of what is free. 0: not limited."""
     if limit:
         return [limit] * len(devices)
     return [_memory(device) // devices.count(device) for device in devices]
@@ -48,7 +48,7 @@ def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:
 def _memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
-    return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _found(name: str, count: int) -> torch.device:

@@ -181,7 +181,13 @@ def _update_on_host(
     norms = _norms(builder, order, made, finals) if table.rules.clip else None
     rows, due = _due(table, made)
     cells, which = np.unique(due, return_inverse=True)
+    # Of updates that become possible together the last layer's comes first, as gradients do.
+    cells, which = cells[::-1], len(cells) - 1 - which
     step, layer = np.divmod(cells, table.work.layers)
+    key = np.full(len(cells), -1, dtype=np.int64)
+    np.maximum.at(key, which, order.rank[made.last_grad[rows]])
+    if norms is not None:
+        key = np.maximum(key, order.norm_rank[step])
     updates = builder.tasks(
         len(cells),
         kind=KIND_CODE["update"],
@@ -193,7 +199,7 @@ def _update_on_host(
         duration_ns=_update_ns(table, layer, _host_rate(table, len(layer))),
         source=-1,
         target=-1,
-        key=order.update_rank.reshape(-1)[cells],
+        key=key,
     )
     builder.depend(finals[rows], updates[which])
     if norms is not None:
