@@ -7,11 +7,13 @@ import torch
 
 from ..traces.errors import InputError
 
+Devices = list[torch.device]
+
 VIRTUAL_DEVICES = 2
 """How many virtual devices a machine without a GPU gets."""
 
 
-def find_devices(names: Sequence[str] | None = None) -> list[torch.device]:
+def find_devices(names: Sequence[str] | None = None) -> Devices:
     """The devices of these names; of a number, as in ["4"], so many CUDA or virtual devices.
 
     None: all CUDA devices, or virtual ones on the CPU. Raises InputError for one that is not there.

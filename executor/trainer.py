@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
 from ..traces.timeline import MemoryCurve, Timeline
 from ..traces.trace import Trace
+from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
 from .deferred import defer_linears
 from .engine import Machinery, ProgramTables, StepEngine
@@ -29,6 +31,7 @@ from .lanes import LaneThread, Run
 from .layers import Layers, Replica
 from .masters import HostCopies, Masters, OptimizerFactory
 from .measure import measure_layers
+from .older import put_older_weights
 from .sizes import parse_bytes, say_bytes
 from .streams import Clock, CpuStream, make_stream
 from .values import Value, batch_size, moved, split_batch
@@ -141,6 +144,7 @@ class Trainer:
         self._programs: dict[Plan, ProgramTables] = {}
         self._pending: list[tuple[Run, StepEngine]] = []
         self._closed = False
+        self._older: dict[str, torch.Tensor] = {}
         self._poison = False
         self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
 
@@ -165,10 +169,10 @@ class Trainer:
         bounds = [size * number // self.microbatches for number in range(self.microbatches + 1)]
         parts = split_batch(inputs, bounds), split_batch(targets, bounds)
         shares = [(stop - first) / size for first, stop in pairwise(bounds)]
-        ready = self._prepare(parts[0][0], parts[1][0])
-        tables = self._tables(ready.work)
         state = torch.get_rng_state()
         try:
+            ready = self._prepare(parts[0][0], parts[1][0])
+            tables = self._tables(ready.work)
             result = self._run(ready, tables, *parts, shares)
         except BaseException:
             self._abandon()
@@ -200,6 +204,21 @@ class Trainer:
         self.flush()
         state = {name: each.detach().cpu().clone() for name, each in self.layers.named_parameters()}
         return state | {name: each.cpu().clone() for name, each in self.layers.named_buffers()}
+
+    def save(self, folder: str | Path, keep: int = 2) -> Path:
+        """Write a checkpoint into `folder`, atomically, and keep the newest `keep` there.
+
+        Raises InputError where it cannot be written.
+        """
+        return save_checkpoint(self, Path(folder), keep)
+
+    def load(self, folder: str | Path) -> int:
+        """Go on from the newest checkpoint in `folder`; returns the number of steps done.
+
+        It may come from another policy or number of devices. Raises InputError, with nothing
+        changed, where there is none, or a damaged one, or one of another model.
+        """
+        return load_checkpoint(self, Path(folder))
 
     def flush(self) -> None:
         """Wait until every update is done. Raises what went wrong in one."""
@@ -246,7 +265,10 @@ class Trainer:
             self._refuse_what_cannot_fit(plan, work)
             self._limit_cuda_memory()
             threads = self._threads(work)
-            self._ready = _Ready(work, self._machinery(plan, work, threads), threads)
+            machinery = self._machinery(plan, work, threads)
+            put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
+            self._older = {}
+            self._ready = _Ready(work, machinery, threads)
         return self._ready
 
     def _measure(self, inputs: Value, targets: Value) -> tuple[Trace, set[int]]:
@@ -426,6 +448,10 @@ class Trainer:
 
     def _end(self) -> None:
         self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        """End all threads and bring everything back to the host; a next step starts anew."""
         ready, self._ready = self._ready, None
         if ready is None:
             return

@@ -17,10 +17,9 @@ from .train import AUTO, TrainConfig
 from .train_progress import busy, say
 
 if TYPE_CHECKING:
-    import torch
-
     from .executor.masters import OptimizerFactory
     from .executor.model_source import Model
+    from .executor.places import Devices
     from .executor.trainer import Trainer
     from .executor.training_loop import Batches, LoopSettings
 
@@ -33,7 +32,7 @@ class Job:
     """What a training is made of."""
 
     config: TrainConfig
-    devices: "list[torch.device]"
+    devices: "Devices"
     model: "Model"
     batches: "Batches"
     optimizer: "OptimizerFactory"

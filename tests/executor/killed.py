@@ -21,7 +21,7 @@ from roundel.executor.checkpoint import latest
 from roundel.executor.trainer import Trainer
 
 torch.set_num_threads(1)
-KILLS, MOST_S = 15, 0.2
+KILLS, MOST_S = 15, 0.1
 
 
 def blocks(count: int) -> list[nn.Module]:
@@ -89,7 +89,7 @@ def kill_at_random(folder: Path) -> None:
         read, write = os.pipe()
         child = fork(lambda write=write: train_and_save(folder, write))
         os.close(write)
-        time.sleep(numbers.random() * MOST_S)
+        time.sleep(numbers.random() * MOST_S * (1 + lives / KILLS))
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the child ended by itself"
         with os.fdopen(read) as report:

@@ -343,6 +343,7 @@ def test_a_hugging_face_config_is_trained_and_a_folder_gone_on_with(
         num_key_value_heads=1,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "saved")
+    capsys.readouterr()
     options = f"--data {text} --devices 2 --policy 1f1b --steps 12 --lr 1e-2 --sequence 32"
     for model in ("saved/config.json", "saved"):
         log = tmp_path / "log.jsonl"
