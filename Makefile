@@ -37,7 +37,7 @@ $(DEMO_READY): pyproject.toml constraints.txt
 	touch $(DEMO_READY)
 
 $(READY): $(DEMO_READY)
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[torch,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[torch,hf,dev]'
 	touch $(READY)
 
 clean:

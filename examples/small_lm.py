@@ -15,6 +15,7 @@ import torch
 
 import roundel
 from roundel.executor.decoder import decoder_layers, token_loss
+from roundel.executor.places import find_devices, sharing_cores
 from roundel.executor.presets import PRESETS
 from roundel.executor.text import TextBatches, load_tokens
 
@@ -41,15 +42,19 @@ def main(words: list[str] | None = None) -> list[float]:
     layers = decoder_layers(PRESETS[chosen.model].shape)
     batches = TextBatches(load_tokens("python-stdlib"), chosen.batch, chosen.sequence)
     losses = []
-    with roundel.Trainer(
-        layers,
-        token_loss,
-        policy=roundel.make_policy(chosen.policy),
-        optimizer=partial(torch.optim.AdamW, lr=chosen.lr),
-        devices=chosen.devices.split(","),
-        microbatches=chosen.microbatches,
-        memory_limit=chosen.memory,
-    ) as trainer:
+    devices = find_devices(chosen.devices.split(","))
+    with (
+        sharing_cores(devices),
+        roundel.Trainer(
+            layers,
+            token_loss,
+            policy=roundel.make_policy(chosen.policy),
+            optimizer=partial(torch.optim.AdamW, lr=chosen.lr),
+            devices=devices,
+            microbatches=chosen.microbatches,
+            memory_limit=chosen.memory,
+        ) as trainer,
+    ):
         for step in range(chosen.steps + 1):
             if step % max(1, chosen.steps // 6) == 0 or step == chosen.steps:
                 held_out = [trainer.evaluate(*pair) for pair in batches.held_out(4)]

@@ -2,7 +2,8 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -57,6 +58,14 @@ def load_model(
     return _from_hugging_face(source, dtype)
 
 
+def tokenizer_of(source: str) -> str | None:
+    """The tokenizer.json in a Hugging Face model's folder, if there is one."""
+    path = Path(source)
+    folder = path.parent if path.name == "config.json" else path
+    file = folder / "tokenizer.json"
+    return str(file) if (folder / "config.json").is_file() and file.is_file() else None
+
+
 def load_batches(
     source: str | Sequence[str],
     *,
@@ -65,24 +74,27 @@ def load_batches(
     held_out: float,
     seed: int,
     tokenizer: str | None = None,
-    vocabulary: int | None = None,
 ) -> Batches:
     """The data called `source`: texts (see `load_tokens`), or the batches of a user's function.
 
     A `file.py:function` is called with batch, sequence and seed by name, and returns `Batches`.
-    Raises InputError, also where a token is none of the model's `vocabulary`.
+    Raises InputError.
     """
     names = [source] if isinstance(source, str) else list(source)
     if len(names) == 1 and is_function(names[0]):
         return _batches_of(names[0], batch=batch, sequence=sequence, seed=seed)
     tokens = load_tokens(names, tokenizer)
-    batches = TextBatches(tokens, batch, sequence, held_out=held_out, seed=seed)
-    if vocabulary is not None and batches.largest >= vocabulary:
+    return TextBatches(tokens, batch, sequence, held_out=held_out, seed=seed)
+
+
+def check_vocabulary(model: Model, batches: Batches) -> None:
+    """Raises InputError where the text has a token that the model does not know."""
+    known = model.vocabulary
+    if known is not None and isinstance(batches, TextBatches) and batches.largest >= known:
         raise InputError(
-            f"data: has the token {batches.largest}, the model only knows {vocabulary}; "
+            f"data: has the token {batches.largest}, the model only knows {known}; "
             "use the model's own tokenizer"
         )
-    return batches
 
 
 def _batches_of(source: str, **arguments: int) -> Batches:
@@ -166,14 +178,31 @@ def _from_hugging_face(source: str, dtype: torch.dtype) -> Model:
 
     has_weights = path.is_dir() and any(path.glob("*.safetensors"))
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        make = transformers.AutoModelForCausalLM
-        model = (
-            make.from_pretrained(folder, dtype=dtype, local_files_only=True)
-            if has_weights
-            else make.from_config(config).to(dtype)
-        )
+        with _without_bars(transformers.utils.logging):
+            model = _hugging_face_model(transformers, folder, dtype, has_weights)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model: {shown(folder)}: {reason}") from error
-    return Model(split_causal_lm(model), token_loss, config.vocab_size)
+    return Model(split_causal_lm(model), token_loss, model.config.vocab_size)
+
+
+def _hugging_face_model(
+    transformers: Any, folder: Path, dtype: torch.dtype, has_weights: bool
+) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    make = transformers.AutoModelForCausalLM
+    if has_weights:
+        return make.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return make.from_config(config).to(dtype)
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    """Transformers shows no progress bars of its own."""
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            logging.enable_progress_bar()

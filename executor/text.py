@@ -15,6 +15,7 @@ from torch import Tensor
 from ..traces.errors import InputError, shown
 
 STDLIB, SHAKESPEARE = "python-stdlib", "shakespeare"
+BYTES = "bytes"
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 
 Batch = tuple[Tensor, Tensor]
@@ -26,13 +27,13 @@ def load_tokens(sources: str | Sequence[str], tokenizer: str | None = None) -> T
 
     sources: files, folders of text, `python-stdlib` (the sources of the running Python's standard
         library, its tests left out) or `shakespeare` (the texts in the package of that name).
-    tokenizer: a tokenizer.json, or a folder with one. None: every byte is a token.
+    tokenizer: a tokenizer.json, or a folder with one. None or `bytes`: every byte is a token.
 
     Files come in the order of their paths. Raises InputError where there is no text.
     """
     names = [sources] if isinstance(sources, str) else list(sources)
     texts = [path.read_bytes() for name in names for path in _files(name)]
-    if tokenizer is None:
+    if tokenizer is None or tokenizer == BYTES:
         return torch.from_numpy(np.frombuffer(bytearray(b"\n".join(texts)), dtype=np.uint8))
     return _tokenized(texts, Path(tokenizer))
 

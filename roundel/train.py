@@ -56,7 +56,10 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """What it is trained on. `source`: texts (files, folders, names), or file.py:function."""
+    """What it is trained on. `source`: texts (files, folders, names), or file.py:function.
+
+    tokenizer: a tokenizer.json, or `bytes`; None: the Hugging Face model's own, else bytes.
+    """
 
     source: Names = ["python-stdlib"]
     tokenizer: str | None = None

@@ -32,38 +32,45 @@ class Job:
     """What a training is made of."""
 
     config: TrainConfig
+    policies: dict[str, Policy]
     devices: "Devices"
-    model: "Model"
     batches: "Batches"
+    model: "Model"
     optimizer: "OptimizerFactory"
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Job":
-        """Find devices, model and data. Raises InputError."""
-        from .executor.model_source import load_batches, load_model
+        """Find policies, devices, data and model, what takes longest last. Raises InputError."""
+        from .executor.model_source import (
+            check_vocabulary,
+            load_batches,
+            load_model,
+            tokenizer_of,
+        )
         from .executor.places import find_devices
         from .executor.training_setup import dtype_of, optimizer_factory
 
         part, data, train = config.model, config.data, config.train
         _refuse_to_mix(config)
+        policies = _policies(config)
         devices = find_devices(train.devices)
         decay = {} if train.weight_decay is None else {"weight_decay": train.weight_decay}
         optimizer = optimizer_factory(train.optimizer, train.lr, {**train.options, **decay})
-        dtype = dtype_of(part.dtype)
-        assert dtype is not None
-        model = load_model(
-            part.name, tied=part.tied, dropout=part.dropout, dtype=dtype, seed=train.seed
-        )
         batches = load_batches(
             data.source,
             batch=train.batch,
             sequence=data.sequence,
             held_out=data.held_out,
             seed=train.seed,
-            tokenizer=data.tokenizer,
-            vocabulary=model.vocabulary,
+            tokenizer=data.tokenizer or tokenizer_of(part.name),
         )
-        return cls(config, devices, model, batches, optimizer)
+        dtype = dtype_of(part.dtype)
+        assert dtype is not None
+        model = load_model(
+            part.name, tied=part.tied, dropout=part.dropout, dtype=dtype, seed=train.seed
+        )
+        check_vocabulary(model, batches)
+        return cls(config, policies, devices, batches, model, optimizer)
 
     @property
     def microbatches(self) -> int:
@@ -79,22 +86,20 @@ class Job:
 
     def policy(self, console: Console) -> "tuple[Policy, Work | None]":
         """The policy, and the work that it was chosen for where it was."""
-        part, knobs = self.config.policy, self.config.policy.knobs()
-        clip = {"clip": True} if self.config.train.clip_norm else {}
-        if part.name != AUTO:
-            clips = clip if "clip" in known_knobs(part.name) else {}
-            return policies_of([part.name], {**knobs, **clips})[0], None
-        tried = candidates({**knobs, **clip})
+        if self.config.policy.name != AUTO:
+            return self.policies[self.config.policy.name], None
         about = {"devices": list(map(str, self.devices)), "microbatches": self.microbatches}
         written = self.folder / CHOICE if self.folder else None
         if written and self.config.checkpoint.resume:
             before = load_choice(written, about)
             if before is not None:
                 return before, None
-        with busy("measuring the layers", console):
+        with busy("measuring", console):
             work = self._measured()
         with busy("simulating", console) as status:
-            chosen = choose(work, tried, console, status.update if status else lambda what: None)
+            chosen = choose(
+                work, self.policies, console, status.update if status else lambda what: None
+            )
         if written:
             save_choice(chosen, written, about)
         return chosen, work
@@ -183,6 +188,16 @@ class Job:
             f"layers, with {policy_name(policy)} on {places}: {self.config.train.steps} steps of "
             f"{self.config.train.batch} samples in {self.microbatches} microbatches"
         )
+
+
+def _policies(config: TrainConfig) -> dict[str, Policy]:
+    """The policy that was named, or those that `auto` compares, with their knobs, by name."""
+    name, knobs = config.policy.name, config.policy.knobs()
+    clip = {"clip": True} if config.train.clip_norm else {}
+    if name == AUTO:
+        return candidates({**knobs, **clip})
+    clips = clip if "clip" in known_knobs(name) else {}
+    return {name: policies_of([name], {**knobs, **clips})[0]}
 
 
 def _refuse_to_mix(config: TrainConfig) -> None:

@@ -102,7 +102,7 @@ Data = Annotated[
     ),
 ]
 Tokenizer = Annotated[
-    str | None, _option("--tokenizer", "A tokenizer.json; else bytes are tokens.", DATA)
+    str | None, _option("--tokenizer", "A tokenizer.json, or bytes; else the model's own.", DATA)
 ]
 Sequence = Annotated[int | None, _option("--sequence", "Tokens of a sample", DATA)]
 HeldOut = Annotated[float | None, _option("--held-out", "The share that is held out", DATA)]

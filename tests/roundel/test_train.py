@@ -20,6 +20,8 @@ torch = pytest.importorskip("torch")
 SMALL = "decoder-tiny --devices cpu,cpu --batch 8 --sequence 32 --data {text}"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+SPACES = {"type": "Whitespace"}
+
 FILE = '''
 import torch
 from torch import nn
@@ -110,6 +112,14 @@ def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
         main(["train", *shlex.split(line)])
     output = capsys.readouterr()
     return int(stop.value.code or 0), output.out, output.err
+
+
+def words(folder: Path) -> Path:
+    """A tokenizer whose tokens are beyond bytes."""
+    path = folder / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"?": 300}, "unk_token": "?"}
+    path.write_text(json.dumps({"version": "1.0", "pre_tokenizer": SPACES, "model": model}))
+    return path
 
 
 def rows_of(path: Path) -> list[dict[str, float]]:
@@ -351,6 +361,10 @@ def test_a_hugging_face_config_is_trained_and_a_folder_gone_on_with(
         assert (code, err) == (0, "")
         rows = rows_of(log)
         assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    # The tokenizer in its folder is its own, unless bytes are asked for.
+    words(tmp_path / "saved")
+    assert "has the token 300" in run(capsys, f"{tmp_path}/saved {options}")[2]
+    assert run(capsys, f"{tmp_path}/saved {options} --tokenizer bytes")[0] == 0
 
 
 def test_the_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -404,6 +418,7 @@ WRONG = [
     ("decoder-tiny --compute-dtype bfloat16 --autocast bfloat16", "not both"),
     ("decoder-tiny --data nowhere.txt", "data: nowhere.txt: no such file or folder"),
     ("decoder-tiny --data {text} --sequence 100000", "tokens are too few for sequences of 100000"),
+    ("decoder-tiny --tokenizer {words} --data {text}", "has the token 300, the model only knows"),
     ("decoder-tiny --data {models}:nope", "models.py: no function 'nope' in it"),
     ("decoder-tiny --data {models}:good", "good: TypeError: good() got an unexpected keyword"),
     ("{models}:nope", "models.py: no function 'nope' in it"),
@@ -431,7 +446,8 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(
 ) -> None:
     if "--data" not in line:
         line += " --data {text}"
-    code, _, err = run(capsys, line.format(text=text, models=models, folder=tmp_path))
+    names = {"text": text, "models": models, "folder": tmp_path, "words": words(tmp_path)}
+    code, _, err = run(capsys, line.format(**names))
     assert code == 2
     assert err.startswith("roundel: ")
     assert message in err
