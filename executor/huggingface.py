@@ -39,7 +39,8 @@ def split_causal_lm(model: nn.Module) -> Layers:
         ]
     else:
         raise InputError(
-            f"model: {type(model).__name__} cannot be split; supported are {SUPPORTED} causal models"
+            f"model: {type(model).__name__} cannot be split; "
+            f"supported are {SUPPORTED} causal models"
         )
     return Layers(modules, [_global_names(module, names) for module in modules])
 
