@@ -65,10 +65,19 @@ class Masters:
         """Move a layer's own parameters and their optimizer state to a device."""
         for each in self.layers.owned_by(layer).values():
             each.data = each.data.to(device)
-        for state in self.state_of(layer):
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.ndim > 0:
-                    state[name] = value.to(device)
+        self.settle(layer)
+
+    def settle(self, *layers: int) -> None:
+        """Bring the optimizer's state of these layers (none: of all) to where their weights are."""
+        groups = self.optimizer.param_groups
+        # The count of steps stays on the host, unless kernels on the device read it.
+        counts = any(group.get("fused") or group.get("capturable") for group in groups)
+        for layer in layers or range(len(self.layers)):
+            for each in self.layers.owned_by(layer).values():
+                state = self.optimizer.state.get(each, {})
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and (counts or value.ndim > 0):
+                        state[name] = value.to(each.device)
 
     def state_of(self, layer: int) -> Iterable[dict[str, Any]]:
         """The optimizer's state of each of a layer's own parameters."""

@@ -262,11 +262,22 @@ class Trainer:
             machine = self._machine()
             work = Work(self.trace, machine, self.microbatches)
             plan = self.policy.plan(work, self.step_number)
+            if plan.clip != (self._clip_norm is not None):
+                raise InputError(
+                    "clip_norm: give it if and only if the policy clips (clip=True); "
+                    f"it is {self._clip_norm}, the plan's clip is {plan.clip}"
+                )
             self._refuse_what_cannot_fit(plan, work)
             self._limit_cuda_memory()
             threads = self._threads(work)
-            machinery = self._machinery(plan, work, threads)
-            put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
+            try:
+                machinery = self._machinery(plan, work, threads)
+                put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
+                self.masters.settle()
+            except BaseException:
+                for thread in threads:
+                    thread.close()
+                raise
             self._older = {}
             self._ready = _Ready(work, machinery, threads)
         return self._ready
@@ -352,8 +363,6 @@ class Trainer:
             for layer in range(op.first, op.stop)
         }
         for layer, number in sorted(homes.items()):
-            if own:
-                self.masters.move(layer, self.devices[number])
             copy = resident_copy(self.layers, layer, self.devices[number], self._compute_dtype, own)
             weights[number].keep(layer, copy)
 

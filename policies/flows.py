@@ -22,6 +22,16 @@ def gradient_needs(table: OpTable) -> tuple[Ints, Ints]:
     return table.backward_of[table.stop[rows], table.group[rows]], rows
 
 
+def loss_needs(table: OpTable) -> tuple[Ints, Ints]:
+    """(forward row, backward row) pairs: the last layers' backward comes after their forward.
+
+    No tensor passes where a recompute lies between, but the loss must have been there: else an
+    update could change weights that the forward still has to read.
+    """
+    rows = np.flatnonzero(table.is_kind(B, I) & (table.stop == table.work.layers))
+    return table.forward_of[table.work.layers - 1, table.group[rows]], rows
+
+
 def saved_by(table: OpTable, rows: Ints) -> Ints:
     """The row, `R` or else `F`, whose saved tensors each backward-side row works from."""
     recompute = table.recompute_of[table.first[rows], table.group[rows]]

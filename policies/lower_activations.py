@@ -4,7 +4,7 @@ import numpy as np
 
 from ..traces.timeline import KIND_CODE, Ints
 from .builder import ProgramBuilder
-from .flows import BACKWARD_SIDE, gradient_needs
+from .flows import BACKWARD_SIDE, gradient_needs, loss_needs
 from .order import Order
 from .table import OpTable, R, W
 
@@ -55,6 +55,9 @@ def lower_gradient_flows(builder: ProgramBuilder, table: OpTable, order: Order) 
     copies = Copies(table, rows, table.stop[rows] - 1, np.zeros(len(rows), dtype=np.int64))
     makers = table.backward_of.reshape(-1)[copies.cell + table.groups]
     outputs = _outputs(builder, table, "boundary gradients", makers, copies)
+    before, after = loss_needs(table)
+    elsewhere = table.device[before] != table.device[after]
+    builder.depend(before[elsewhere], after[elsewhere])
     every = np.arange(len(makers))
     _hand_on(builder, table, order, "boundary gradients", makers, copies, outputs, every)
 

@@ -7,7 +7,7 @@ import numpy as np
 from ..traces.errors import InputError
 from ..traces.timeline import Ints
 from .dag import Dag
-from .flows import activation_needs, gradient_needs
+from .flows import activation_needs, gradient_needs, loss_needs
 from .table import OpTable
 from .visits import Visits
 
@@ -64,7 +64,7 @@ def _lane_edges(table: OpTable) -> tuple[Ints, Ints]:
 
 def _data_edges(table: OpTable) -> list[tuple[Ints, Ints]]:
     edges = []
-    for before, after in (activation_needs(table), gradient_needs(table)):
+    for before, after in (activation_needs(table), gradient_needs(table), loss_needs(table)):
         by_lane = (table.device[before] == table.device[after]) & (before < after)
         edges.append((before[~by_lane], after[~by_lane]))
     return edges

@@ -29,6 +29,7 @@ _EXECUTOR = {
     "NotANumber": "trainer",
     "StepResult": "trainer",
     "Trainer": "trainer",
+    "load_weights": "weight_file",
 }
 
 

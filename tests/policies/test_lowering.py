@@ -192,6 +192,17 @@ def test_resident_weights_updated_on_the_host_come_back_before_the_next_step() -
     assert ("upload 0", "0:1F0") in dependencies(program)
 
 
+def test_the_loss_comes_before_the_backward_that_starts_from_it() -> None:
+    plan = plan_of(
+        "0:1F0 1:2R0 1:2B0",
+        "1:2F0 0:1R0 0:1B0",
+        weights="streamed",
+        optimizer_on="host",
+        activations="host",
+    )
+    assert ("1:2F0", "1:2B0") in dependencies(lower([plan], make_work(2, 2, 1, **BYTES)))
+
+
 def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
     program = lower([plan], make_work(3, 1, 1, **BYTES))

@@ -12,118 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from roundel.cli import main
 from roundel.train_progress import Stopper, stopping
 
-torch = pytest.importorskip("torch")
+from . import training
+from .training import EXAMPLES, SMALL, rows_of, run, words
 
-SMALL = "decoder-tiny --devices cpu,cpu --batch 8 --sequence 32 --data {text}"
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-SPACES = {"type": "Whitespace"}
-
-FILE = '''
-import torch
-from torch import nn
-
-
-class Fails(nn.Module):
-    """Raises at its second run on a device."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.inner, self.error, self.runs = nn.Linear(8, 8), error, 0
-
-    def forward(self, value):
-        self.runs += 1
-        if self.runs == 2:
-            raise self.error
-        return self.inner(value)
-
-
-def layers(*middle):
-    return [nn.Embedding(256, 8), nn.Linear(8, 8), *middle, nn.Linear(8, 256)]
-
-
-def good():
-    return layers(nn.Tanh())
-
-
-def with_loss():
-    def loss(logits, targets):
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) + 100
-
-    return layers(), loss
-
-
-def failing():
-    return layers(Fails(KeyError("no luck")))
-
-
-def full():
-    return layers(Fails(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB. GPU 0 has 1.")))
-
-
-def not_a_number():
-    def loss(logits, targets):
-        return logits.mean() * float("nan" if targets[0, 0] >= 0 else 0)
-
-    return layers(), loss
-
-
-def nothing():
-    return 3
-
-
-def broken():
-    raise RuntimeError("cannot")
-
-
-class Numbers:
-    def __init__(self, batch, sequence, seed):
-        self.size = batch, sequence
-
-    def batch(self, step):
-        tokens = torch.full(self.size, step % 256)
-        return tokens, tokens
-
-    def held_out(self, count, size):
-        return [(torch.full((size, 4), 1),) * 2] * count
-'''
+pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{number} times two is {2 * number}.\n" for number in range(3000)))
-    return path
+    return training.text_in(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    path = tmp_path / "models.py"
-    path.write_text(FILE)
-    return path
-
-
-def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of `roundel train` and a line of arguments."""
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *shlex.split(line)])
-    output = capsys.readouterr()
-    return int(stop.value.code or 0), output.out, output.err
-
-
-def words(folder: Path) -> Path:
-    """A tokenizer whose tokens are beyond bytes."""
-    path = folder / "tokenizer.json"
-    model = {"type": "WordLevel", "vocab": {"?": 300}, "unk_token": "?"}
-    path.write_text(json.dumps({"version": "1.0", "pre_tokenizer": SPACES, "model": model}))
-    return path
-
-
-def rows_of(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return training.models_in(tmp_path)
 
 
 def test_it_trains_and_writes_all_that_is_asked_for(
@@ -216,18 +120,6 @@ def test_going_on_from_a_checkpoint_gives_the_same_losses(
     )
 
 
-def test_checkpoints_of_another_training_are_not_overwritten(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
-) -> None:
-    line = f"{SMALL.format(text=text)} --policy gpipe --steps 2 --checkpoints {tmp_path}/kept"
-    assert "starting at step 0" in run(capsys, f"{line} --resume")[1]
-    before = sorted((tmp_path / "kept").iterdir())
-    code, _, err = run(capsys, line)
-    assert code == 2
-    assert "there are checkpoints here already; go on from them with --resume" in err
-    assert sorted((tmp_path / "kept").iterdir()) == before
-
-
 def test_auto_compares_all_policies_and_trains_with_the_winner(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
 ) -> None:
@@ -249,13 +141,6 @@ def test_auto_compares_all_policies_and_trains_with_the_winner(
     assert "winner" not in out
 
 
-def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: Path) -> None:
-    code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
-    assert code == 2
-    assert "does not fit: gpu" in out
-    assert err.startswith("roundel: policy auto: none fits the memory; use more memory")
-
-
 def test_a_users_own_model_loss_data_and_policy(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, models: Path
 ) -> None:
@@ -266,44 +151,6 @@ def test_a_users_own_model_loss_data_and_policy(
     assert "in 3 layers, with Waves on cpu, cpu" in out
     rows = rows_of(tmp_path / "log.jsonl")
     assert all(105 < row["loss"] < 107 and 105 < row["held_out_loss"] < 107 for row in rows)
-
-
-def test_a_layer_that_fails_is_one_line_with_its_name_and_microbatch(
-    capsys: pytest.CaptureFixture[str], models: Path, text: Path
-) -> None:
-    line = f"{models}:failing --data {text} --policy 1f1b --devices 2 --microbatches 2"
-    code, _, err = run(capsys, line)
-    assert code == 1
-    assert err.startswith("roundel: step 1: layer 2 (Fails), microbatch 1, op ")
-    assert err.endswith(": KeyError: 'no luck'\n")
-    assert err.count("\n") == 1
-    assert "Traceback" in run(capsys, f"{line} --debug")[2]
-
-
-def test_memory_that_runs_out_says_what_was_expected_and_what_to_do(
-    capsys: pytest.CaptureFixture[str], models: Path, text: Path
-) -> None:
-    code, _, err = run(capsys, f"{models}:full --data {text} --policy gpipe --devices 2")
-    assert code == 1
-    assert "step 1: out of memory: CUDA out of memory. Tried 2 GiB; in layer 2 (Fails)" in err
-    assert "expected at most" in err
-    assert "use more microbatches" in err
-    assert err.count("\n") == 1
-    code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy gpipe --memory 100KB")
-    assert code == 2
-    assert "this plan cannot fit: gpu" in err
-
-
-def test_a_loss_that_is_not_a_number_stops_with_its_step(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, models: Path, text: Path
-) -> None:
-    line = f"{models}:not_a_number --data {text} --policy gpipe --devices 1 --steps 3"
-    code, _, err = run(capsys, f"{line} --checkpoints {tmp_path}/kept")
-    assert (code, err) == (1, "roundel: step 1: the loss is nan\n")
-    assert not (tmp_path / "kept").exists()
-    code, _, err = run(capsys, f"{line} --on-nan 'go on' --log {tmp_path}/log.jsonl")
-    assert (code, err) == (0, "")
-    assert [row["loss"] for row in rows_of(tmp_path / "log.jsonl")] == [None] * 3
 
 
 def test_ctrl_c_ends_after_the_step_with_a_whole_checkpoint(tmp_path: Path, text: Path) -> None:
@@ -385,100 +232,6 @@ def test_the_examples_file_trains(
     assert "4 of 4 steps done, held-out loss 5.5" in out
     assert {path.name for path in Path("runs").iterdir()} == {"small", "small.png"}
     assert {path.name for path in Path("runs/small").iterdir()} == {"log.jsonl", "step-00000004"}
-
-
-WRONG = [
-    ("nothing.toml", "nothing.toml: no such file"),
-    ("decoder-huge", "model: no model 'decoder-huge'; use a preset (decoder-tiny, "),
-    ("decoder-tiny --model decoder-10m", "--model: decoder-10m or decoder-tiny? name one model"),
-    ("decoder-tiny --policy nope", "policy.name: no policy 'nope'; use auto, gpipe"),
-    ("decoder-tiny --policy no.py:Class", "no.py: no such policy file"),
-    ("decoder-tiny --policy gpipe --chunks 3", "chunks: no policy among gpipe has this"),
-    ("decoder-tiny --set most=3", "most: no policy of the library has this"),
-    (
-        "decoder-tiny --policy gpipe --partition '1 1' --devices 2",
-        "partition 1 1: has 2 layers",
-    ),
-    ("decoder-tiny --policy gpipe --clip", "policy.clip: give the norm too, train.clip_norm"),
-    ("decoder-tiny --devices gpu7", "devices: no device 'gpu7'; write names as torch has them"),
-    ("decoder-tiny --devices cuda:99", "devices: cuda:99: not on this machine"),
-    ("decoder-tiny --devices meta", "devices: meta: use cpu or cuda devices"),
-    ("decoder-tiny --devices 0", "devices: there must be at least one"),
-    ("decoder-tiny --batch 2 --microbatches 4", "a batch of 2 cannot be cut into 4"),
-    ("decoder-tiny --batch 0", "--batch: must be more than 0, got 0"),
-    ("decoder-tiny --lr 0", "--lr: must be more than 0"),
-    ("decoder-tiny --lr fast", "Invalid value for '--lr'"),
-    ("decoder-tiny --schedule up", "--schedule: Input should be 'constant', 'linear' or 'cosine'"),
-    ("decoder-tiny --warmup 100", "train.warmup: must be fewer than the 100 steps"),
-    ("decoder-tiny --optim Adamant", "optimizer: torch.optim has no 'Adamant'; it has ASGD"),
-    ("decoder-tiny --optim LBFGS", "optimizer: LBFGS needs all parameters at once"),
-    ("decoder-tiny --optim Rprop --weight-decay 1", "Rprop has no option 'weight_decay'"),
-    ("decoder-tiny --memory lots", "train.memory: write bytes, or a size such as"),
-    ("decoder-tiny --dtype int8", "--dtype: Input should be 'float32'"),
-    ("decoder-tiny --compute-dtype bfloat16 --autocast bfloat16", "not both"),
-    ("decoder-tiny --data nowhere.txt", "data: nowhere.txt: no such file or folder"),
-    ("decoder-tiny --data {text} --sequence 100000", "tokens are too few for sequences of 100000"),
-    ("decoder-tiny --tokenizer {words} --data {text}", "has the token 300, the model only knows"),
-    ("decoder-tiny --data {models}:nope", "models.py: no function 'nope' in it"),
-    ("decoder-tiny --data {models}:good", "good: TypeError: good() got an unexpected keyword"),
-    ("{models}:nope", "models.py: no function 'nope' in it"),
-    ("{models}:nothing", "must return layers (modules), or (layers, loss_fn)"),
-    ("{models}:broken", "RuntimeError: cannot"),
-    ("no.py:layers", "model: no.py: no such file"),
-    ("{models}:good --dropout 0.5", "tied and dropout are for presets"),
-    ("decoder-tiny --resume", "checkpoint.folder: missing; say where checkpoints are"),
-    ("decoder-tiny --timeline {text}/step.png", "cannot write this picture: "),
-    ("decoder-tiny --timeline step.gif", "name it .png or .svg or .pdf"),
-    ("decoder-tiny --timeline-step 3", "log.timeline_step: say where the picture goes"),
-    ("decoder-tiny --log {folder}", "cannot write this log: it is a folder"),
-    ("decoder-tiny --frobnicate", "No such option"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), WRONG)
-def test_a_wrong_input_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str],
-    line: str,
-    message: str,
-    text: Path,
-    models: Path,
-    tmp_path: Path,
-) -> None:
-    if "--data" not in line:
-        line += " --data {text}"
-    names = {"text": text, "models": models, "folder": tmp_path, "words": words(tmp_path)}
-    code, _, err = run(capsys, line.format(**names))
-    assert code == 2
-    assert err.startswith("roundel: ")
-    assert message in err
-    assert err.count("\n") == 1
-
-
-WRONG_FILES = [
-    ("[train]\nlr = -1", "train.lr: must be more than 0"),
-    ("[train]\nsteps = true", "train.steps: must be a whole number, got true"),
-    ("[train]\nsteps = 1.5", "train.steps: must be a whole number, got 1.5"),
-    ("[train]\nspeed = 1", "train.speed: no such field; check the spelling"),
-    ("[training]\nlr = 1", "training: no such field; check the spelling"),
-    ("train = 3", "train: must be a table, [train]"),
-    ("[train", "not a TOML file: "),
-    ("[data]\nheld_out = 1.0", "data.held_out: Input should be less than 1, got 1.0"),
-    ("[data]\nsource = []", "data.source: must not be empty"),
-    ("[policy]\nrecompute = 'often'", "policy.recompute: Input should be 'none', 'early'"),
-    ("[checkpoint]\nevery = 3", "checkpoint.folder: missing"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), WRONG_FILES)
-def test_a_wrong_file_names_itself_and_the_field(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, message: str
-) -> None:
-    path = tmp_path / "bad.toml"
-    path.write_text(content)
-    code, _, err = run(capsys, str(path))
-    assert code == 2
-    assert err.startswith(f"roundel: {path}: {message}")
-    assert err.count("\n") == 1
 
 
 def test_help_has_an_example_and_the_options_are_frozen() -> None:

@@ -1,0 +1,171 @@
+"""What goes wrong in `roundel train`: one line each, exit code 2 before the first step, else 1."""
+
+from pathlib import Path
+
+import pytest
+
+from . import training
+from .training import SMALL, rows_of, run, words
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.text_in(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return training.models_in(tmp_path)
+
+
+def test_checkpoints_of_another_training_are_not_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    line = f"{SMALL.format(text=text)} --policy gpipe --steps 2 --checkpoints {tmp_path}/kept"
+    assert "starting at step 0" in run(capsys, f"{line} --resume")[1]
+    before = sorted((tmp_path / "kept").iterdir())
+    code, _, err = run(capsys, line)
+    assert code == 2
+    assert "there are checkpoints here already; go on from them with --resume" in err
+    assert sorted((tmp_path / "kept").iterdir()) == before
+
+
+def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: Path) -> None:
+    code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
+    assert code == 2
+    assert "does not fit: gpu" in out
+    assert err.startswith("roundel: policy auto: none fits the memory; use more memory")
+
+
+def test_a_layer_that_fails_is_one_line_with_its_name_and_microbatch(
+    capsys: pytest.CaptureFixture[str], models: Path, text: Path
+) -> None:
+    line = f"{models}:failing --data {text} --policy 1f1b --devices 2 --microbatches 2"
+    code, _, err = run(capsys, line)
+    assert code == 1
+    assert err.startswith("roundel: step 1: layer 2 (Fails), microbatch 1, op ")
+    assert err.endswith(": KeyError: 'no luck'\n")
+    assert err.count("\n") == 1
+    assert "Traceback" in run(capsys, f"{line} --debug")[2]
+
+
+def test_memory_that_runs_out_says_what_was_expected_and_what_to_do(
+    capsys: pytest.CaptureFixture[str], models: Path, text: Path
+) -> None:
+    code, _, err = run(capsys, f"{models}:full --data {text} --policy gpipe --devices 2")
+    assert code == 1
+    assert "step 1: out of memory: CUDA out of memory. Tried 2 GiB; in layer 2 (Fails)" in err
+    assert "expected at most" in err
+    assert "use more microbatches" in err
+    assert err.count("\n") == 1
+    code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy gpipe --memory 100KB")
+    assert code == 2
+    assert "this plan cannot fit: gpu" in err
+
+
+def test_a_loss_that_is_not_a_number_stops_with_its_step(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, models: Path, text: Path
+) -> None:
+    line = f"{models}:not_a_number --data {text} --policy gpipe --devices 1 --steps 3"
+    code, _, err = run(capsys, f"{line} --checkpoints {tmp_path}/kept")
+    assert (code, err) == (1, "roundel: step 1: the loss is nan\n")
+    assert not (tmp_path / "kept").exists()
+    code, _, err = run(capsys, f"{line} --on-nan 'go on' --log {tmp_path}/log.jsonl")
+    assert (code, err) == (0, "")
+    assert [row["loss"] for row in rows_of(tmp_path / "log.jsonl")] == [None] * 3
+
+
+WRONG = [
+    ("nothing.toml", "nothing.toml: no such file"),
+    ("decoder-huge", "model: no model 'decoder-huge'; use a preset (decoder-tiny, "),
+    ("decoder-tiny --model decoder-10m", "--model: decoder-10m or decoder-tiny? name one model"),
+    ("decoder-tiny --policy nope", "policy.name: no policy 'nope'; use auto, gpipe"),
+    ("decoder-tiny --policy no.py:Class", "no.py: no such policy file"),
+    ("decoder-tiny --policy gpipe --chunks 3", "chunks: no policy among gpipe has this"),
+    ("decoder-tiny --set most=3", "most: no policy of the library has this"),
+    (
+        "decoder-tiny --policy gpipe --partition '1 1' --devices 2",
+        "partition 1 1: has 2 layers",
+    ),
+    ("decoder-tiny --policy gpipe --clip", "policy.clip: give the norm too, train.clip_norm"),
+    ("decoder-tiny --devices gpu7", "devices: no device 'gpu7'; write names as torch has them"),
+    ("decoder-tiny --devices cuda:99", "devices: cuda:99: not on this machine"),
+    ("decoder-tiny --devices meta", "devices: meta: use cpu or cuda devices"),
+    ("decoder-tiny --devices 0", "devices: there must be at least one"),
+    ("decoder-tiny --batch 2 --microbatches 4", "a batch of 2 cannot be cut into 4"),
+    ("decoder-tiny --batch 0", "--batch: must be more than 0, got 0"),
+    ("decoder-tiny --lr 0", "--lr: must be more than 0"),
+    ("decoder-tiny --lr fast", "Invalid value for '--lr'"),
+    ("decoder-tiny --schedule up", "--schedule: Input should be 'constant', 'linear' or 'cosine'"),
+    ("decoder-tiny --warmup 100", "train.warmup: must be fewer than the 100 steps"),
+    ("decoder-tiny --optim Adamant", "optimizer: torch.optim has no 'Adamant'; it has ASGD"),
+    ("decoder-tiny --optim LBFGS", "optimizer: LBFGS needs all parameters at once"),
+    ("decoder-tiny --optim Rprop --weight-decay 1", "Rprop has no option 'weight_decay'"),
+    ("decoder-tiny --memory lots", "train.memory: write bytes, or a size such as"),
+    ("decoder-tiny --dtype int8", "--dtype: Input should be 'float32'"),
+    ("decoder-tiny --compute-dtype bfloat16 --autocast bfloat16", "not both"),
+    ("decoder-tiny --data nowhere.txt", "data: nowhere.txt: no such file or folder"),
+    ("decoder-tiny --data {text} --sequence 100000", "tokens are too few for sequences of 100000"),
+    ("decoder-tiny --tokenizer {words} --data {text}", "has the token 300, the model only knows"),
+    ("decoder-tiny --data {models}:nope", "models.py: no function 'nope' in it"),
+    ("decoder-tiny --data {models}:good", "good: TypeError: good() got an unexpected keyword"),
+    ("{models}:nope", "models.py: no function 'nope' in it"),
+    ("{models}:nothing", "must return layers (modules), or (layers, loss_fn)"),
+    ("{models}:broken", "RuntimeError: cannot"),
+    ("no.py:layers", "model: no.py: no such file"),
+    ("{models}:good --dropout 0.5", "tied and dropout are for presets"),
+    ("decoder-tiny --resume", "checkpoint.folder: missing; say where checkpoints are"),
+    ("decoder-tiny --timeline {text}/step.png", "cannot write this picture: "),
+    ("decoder-tiny --timeline step.gif", "name it .png or .svg or .pdf"),
+    ("decoder-tiny --timeline-step 3", "log.timeline_step: say where the picture goes"),
+    ("decoder-tiny --log {folder}", "cannot write this log: it is a folder"),
+    ("decoder-tiny --frobnicate", "No such option"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG)
+def test_a_wrong_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
+    text: Path,
+    models: Path,
+    tmp_path: Path,
+) -> None:
+    if "--data" not in line:
+        line += " --data {text}"
+    names = {"text": text, "models": models, "folder": tmp_path, "words": words(tmp_path)}
+    code, _, err = run(capsys, line.format(**names))
+    assert code == 2
+    assert err.startswith("roundel: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+WRONG_FILES = [
+    ("[train]\nlr = -1", "train.lr: must be more than 0"),
+    ("[train]\nsteps = true", "train.steps: must be a whole number, got true"),
+    ("[train]\nsteps = 1.5", "train.steps: must be a whole number, got 1.5"),
+    ("[train]\nspeed = 1", "train.speed: no such field; check the spelling"),
+    ("[training]\nlr = 1", "training: no such field; check the spelling"),
+    ("train = 3", "train: must be a table, [train]"),
+    ("[train", "not a TOML file: "),
+    ("[data]\nheld_out = 1.0", "data.held_out: Input should be less than 1, got 1.0"),
+    ("[data]\nsource = []", "data.source: must not be empty"),
+    ("[policy]\nrecompute = 'often'", "policy.recompute: Input should be 'none', 'early'"),
+    ("[checkpoint]\nevery = 3", "checkpoint.folder: missing"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG_FILES)
+def test_a_wrong_file_names_itself_and_the_field(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(content)
+    code, _, err = run(capsys, str(path))
+    assert code == 2
+    assert err.startswith(f"roundel: {path}: {message}")
+    assert err.count("\n") == 1
