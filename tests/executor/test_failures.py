@@ -1,7 +1,9 @@
 """What goes wrong says so, where it happened, and leaves no thread behind."""
 
+import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -125,6 +127,15 @@ def test_nothing_starts_before_the_first_step_and_all_ends_at_close() -> None:
     trainer.close()
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A process that a shell started in the background ignores SIGINT: not in here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_leaves_cleanly() -> None:
     class Interrupts(nn.Module):
         def __init__(self) -> None:
