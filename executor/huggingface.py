@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ..traces.errors import InputError
 from .layers import Layers
@@ -14,75 +15,152 @@ IGNORED = -100
 
 SUPPORTED = "Llama, Mistral, Qwen2, Qwen3 and GPT-2"
 
+# Other families may have the same parts and yet scale what passes between them.
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+
 
 def split_causal_lm(model: nn.Module) -> Layers:
     """The layers of a causal language model: embedding, blocks, and norm with head.
 
-    Token ids (batch, sequence) go in, or a dict of `input_ids` and `attention_mask`; logits (batch,
-    sequence, vocabulary) come out. Parameters keep the model's own names; a tied embedding and head
-    stay one parameter. Raises InputError for a model of another structure.
+    Token ids (batch, sequence) go in, or a dict of `input_ids` and `attention_mask` (batch,
+    sequence); logits (batch, sequence, vocabulary) come out. Leave the mask out where nothing is
+    padded: attention is faster without. Parameters keep the model's own names; a tied embedding and
+    head stay one parameter. A model in peft's wrapping gives layers with its adapters in them.
+
+    Raises InputError for a model of another kind, one that checkpoints by itself, and one with
+    prompts learned by peft.
     """
-    names = {id(each): name for name, each in model.named_parameters()}
-    lm = next((part for part in model.modules() if hasattr(part, "lm_head")), None)
-    body = getattr(lm, "model", None)
-    if body is not None and all(hasattr(body, part) for part in _LLAMA_PARTS):
+    names = {id(each): name for name, each in (*model.named_parameters(), *model.named_buffers())}
+    lm = _inside_of_peft(model)
+    family = getattr(getattr(lm, "config", None), "model_type", None)
+    modules: list[nn.Module]
+    if family in _LLAMA_LIKE and hasattr(lm, "lm_head"):
+        body = lm.model
         modules = [
             LlamaEmbedding(body.embed_tokens, body.rotary_emb),
-            *(LlamaBlock(block) for block in body.layers),
-            Head(body.norm, lm.lm_head),  # type: ignore[union-attr, arg-type]
+            *(LlamaBlock(block, _window(block)) for block in body.layers),
+            Head(body.norm, lm.lm_head),
         ]
-    elif (body := getattr(lm, "transformer", None)) is not None and hasattr(body, "wpe"):
+    elif family == "gpt2" and hasattr(lm, "lm_head"):
+        body = lm.transformer
         modules = [
             Gpt2Embedding(body.wte, body.wpe, body.drop),
             *(Gpt2Block(block) for block in body.h),
-            Head(body.ln_f, lm.lm_head),  # type: ignore[union-attr, arg-type]
+            Head(body.ln_f, lm.lm_head),
         ]
     else:
         raise InputError(
-            f"model: {type(model).__name__} cannot be split; "
-            f"supported are {SUPPORTED} causal models"
+            f"model: {type(lm).__name__} cannot be split; supported are {SUPPORTED} causal models"
+        )
+    if any(getattr(part, "gradient_checkpointing", False) for part in lm.modules()):
+        raise InputError(
+            "model: it checkpoints by itself; switch its gradient checkpointing off "
+            "and let the policy recompute"
         )
     return Layers(modules, [_global_names(module, names) for module in modules])
 
 
-_LLAMA_PARTS = ("embed_tokens", "rotary_emb", "layers", "norm")
+def _inside_of_peft(model: nn.Module) -> Any:
+    """The model that peft has put its adapters into; the model itself where it has not."""
+    if not hasattr(model, "get_base_model"):
+        return model
+    peft_model: Any = model
+    if any(kind.is_prompt_learning for kind in peft_model.peft_config.values()):
+        raise InputError("model: peft's prompt learning cannot be split; use LoRA or another tuner")
+    return peft_model.get_base_model()
 
 
 def _global_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: names[id(parameter)] for name, parameter in every}
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {name: names[id(each)] for name, each in (*parameters, *buffers)}
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each token's logits for the next label; labels of -100 do not count.
+def causal_lm_loss(logits: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+    """Mean cross-entropy of each token's logits for the next label, in float32 or wider.
 
-    logits: (batch, sequence, vocabulary); labels: (batch, sequence), the input's own tokens.
+    logits: (batch, sequence, vocabulary); labels: (batch, sequence), the input's own tokens. Labels
+    of -100 do not count; where none counts, the loss is 0. `chunk` tokens of the sequence at a
+    time, computed again in backward, need less memory. The mean is over one microbatch: those with
+    more labels that do not count weigh the others more.
     """
-    shifted = logits[:, :-1].flatten(0, 1)
-    if shifted.dtype in (torch.float16, torch.bfloat16):
-        shifted = shifted.float()
-    return functional.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORED)
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    if chunk is None:
+        total = _summed_loss(logits, labels)
+    else:
+        parts = (torch.split(each, chunk, dim=1) for each in (logits, labels))
+        pairs = zip(*parts, strict=True)
+        total = torch.stack([_checkpointed_loss(*pair) for pair in pairs]).sum()
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
-def _tokens_and_mask(value: Any) -> tuple[Tensor, Tensor | None]:
-    if isinstance(value, dict):
-        return value["input_ids"], value.get("attention_mask")
-    return value, None
+def _checkpointed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return checkpoint(  # type: ignore[no-any-return]
+        _summed_loss, logits, labels, use_reentrant=False, preserve_rng_state=False
+    )
 
 
-def _causal_mask(padding: Tensor | None, length: int) -> Tensor | None:
-    """(batch, 1, length, length), true where a token may look; None where only causality counts."""
-    if padding is None:
+def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    wide = logits.float() if logits.itemsize < 4 else logits
+    return functional.cross_entropy(
+        wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _tokens_and_padding(value: Any) -> tuple[Tensor, Tensor | None]:
+    """Token ids, and where they are no padding (bool), both (batch, sequence)."""
+    if not isinstance(value, dict):
+        return value, None
+    others = sorted(value.keys() - {"input_ids", "attention_mask"})
+    if others or "input_ids" not in value:
+        wrong = f"got {others[0]!r}" if others else "input_ids is missing"
+        raise InputError(f"inputs: give input_ids, and attention_mask if need be; {wrong}")
+    padding = value.get("attention_mask")
+    if padding is not None and padding.ndim != 2:
+        raise InputError("inputs: attention_mask must be (batch, sequence)")
+    return value["input_ids"], None if padding is None else padding.bool()
+
+
+def _window(block: Any) -> int | None:
+    """How many tokens back a block looks; None: to the first."""
+    attention = block.self_attn
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window  # type: ignore[no-any-return]
+    if attention.config.model_type != "mistral":
         return None
-    causal = torch.ones(length, length, dtype=torch.bool, device=padding.device).tril()
-    mask = causal & padding[:, None, None, :].bool()
-    # A row of padding alone would be a softmax over nothing: it looks at itself.
-    itself = torch.eye(length, dtype=torch.bool, device=padding.device)
-    return mask | (itself & ~mask.any(-1, keepdim=True))
+    return attention.config.sliding_window  # type: ignore[no-any-return]
+
+
+def _mask(
+    implementation: str, hidden: Tensor, padding: Tensor | None, window: int | None
+) -> Tensor | None:
+    """What the attention of this implementation takes as its mask, as transformers makes it.
+
+    None where causality alone counts, which `sdpa` knows by itself.
+    """
+    if "flash" in implementation:
+        return padding
+    if implementation not in ("sdpa", "eager"):
+        raise InputError(
+            f"model: attention by {implementation} cannot be split; "
+            'make the model with attn_implementation="sdpa", "eager" or "flash_attention_2"'
+        )
+    length = hidden.shape[1]
+    reach = length if window is None else window
+    if implementation == "sdpa" and padding is None and reach >= length:
+        return None
+    looks = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+    looks = looks.triu(1 - reach)[None, None]
+    if padding is not None:
+        looks = looks & padding[:, None, None, :]
+    if implementation == "sdpa":
+        return looks
+    lowest = torch.finfo(hidden.dtype).min
+    return torch.zeros_like(looks, dtype=hidden.dtype).masked_fill_(~looks, lowest)
 
 
 class LlamaEmbedding(nn.Module):
-    """Token ids to a dict of what the blocks pass on."""
+    """Token ids to a dict of what the blocks pass on: hidden, cos, sin and padding."""
 
     def __init__(self, embed_tokens: nn.Module, rotary: nn.Module) -> None:
         super().__init__()
@@ -90,43 +168,46 @@ class LlamaEmbedding(nn.Module):
         self.rotary = rotary
 
     def forward(self, value: Any) -> dict[str, Any]:
-        tokens, padding = _tokens_and_mask(value)
+        tokens, padding = _tokens_and_padding(value)
         hidden = self.embed_tokens(tokens)
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         cos, sin = self.rotary(hidden, places)
-        mask = _causal_mask(padding, tokens.shape[1])
-        return {"hidden": hidden, "cos": cos, "sin": sin, "mask": mask}
+        return {"hidden": hidden, "cos": cos, "sin": sin, "padding": padding}
 
 
 class LlamaBlock(nn.Module):
     """A decoder layer of Llama or of a model built like it."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, window: int | None) -> None:
         super().__init__()
-        self.block = block
+        self.block: Any = block
+        self.window = window
 
     def forward(self, value: dict[str, Any]) -> dict[str, Any]:
+        hidden = value["hidden"]
+        kind = self.block.self_attn.config._attn_implementation
         output = self.block(
-            value["hidden"],
-            attention_mask=value["mask"],
-            position_embeddings=(value["cos"], value["sin"]),
+            hidden,
+            attention_mask=_mask(kind, hidden, value["padding"], self.window),
+            # Nobody wants their gradients, which would be made and moved all the same.
+            position_embeddings=(value["cos"].detach(), value["sin"].detach()),
             use_cache=False,
         )
-        return {**value, "hidden": output[0] if isinstance(output, tuple) else output}
+        return {**value, "hidden": _first(output)}
 
 
 class Gpt2Embedding(nn.Module):
-    """Token ids to a dict of what the blocks pass on, with learned positions."""
+    """Token ids to a dict of what the blocks pass on: hidden, with places in it, and padding."""
 
     def __init__(self, tokens: nn.Module, positions: nn.Module, dropout: nn.Module) -> None:
         super().__init__()
         self.tokens, self.positions, self.dropout = tokens, positions, dropout
 
     def forward(self, value: Any) -> dict[str, Any]:
-        tokens, padding = _tokens_and_mask(value)
+        tokens, padding = _tokens_and_padding(value)
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         hidden = self.dropout(self.tokens(tokens) + self.positions(places))
-        return {"hidden": hidden, "mask": _causal_mask(padding, tokens.shape[1])}
+        return {"hidden": hidden, "padding": padding}
 
 
 class Gpt2Block(nn.Module):
@@ -134,11 +215,19 @@ class Gpt2Block(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.block = block
+        self.block: Any = block
 
     def forward(self, value: dict[str, Any]) -> dict[str, Any]:
-        output = self.block(value["hidden"], attention_mask=value["mask"])
-        return {**value, "hidden": output[0] if isinstance(output, tuple) else output}
+        hidden = value["hidden"]
+        kind = self.block.attn.config._attn_implementation
+        output = self.block(hidden, attention_mask=_mask(kind, hidden, value["padding"], None))
+        return {**value, "hidden": _first(output)}
+
+
+def _first(output: Any) -> Tensor:
+    """A block's hidden states: older versions of transformers return them in a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 class Head(nn.Module):

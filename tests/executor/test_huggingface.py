@@ -1,54 +1,76 @@
 """Hugging Face models split into layers train as the unsplit model does."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import peft
 import pytest
 import torch
-from torch import nn
+import transformers
+from torch import Tensor, nn
 
 import roundel
+from roundel.executor.compute import layer_seed
 from roundel.executor.huggingface import causal_lm_loss, split_causal_lm
 
 from . import toy
 
-transformers = pytest.importorskip("transformers")
+VOCABULARY, BATCH, LENGTH = 40, 6, 9
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+DROPOUT = {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
+SGD = partial(torch.optim.SGD, lr=0.5)
+WITHOUT_HEAD = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "vocab_size": 40}
-SGD = partial(torch.optim.SGD, lr=0.1)
+Data = list[tuple[dict[str, Tensor], Tensor]]
 
 
-def make(family: str, tied: bool = False, **options: Any) -> nn.Module:
+@pytest.fixture(autouse=True)
+def _one_thread_an_operation() -> Iterator[None]:
+    """More would only wait for each other over models as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(family: str, **options: Any) -> Any:
+    """A model of eight layers in float64, always with the same weights."""
     torch.manual_seed(0)
     if family == "gpt2":
-        config = transformers.GPT2Config(
-            n_embd=16, n_layer=6, n_head=4, vocab_size=40, n_positions=32, **options
-        )
-        return transformers.GPT2LMHeadModel(config).double()
-    kind = {"llama": "Llama", "qwen3": "Qwen3", "mistral": "Mistral"}[family]
-    config = getattr(transformers, f"{kind}Config")(
-        **SIZES, num_key_value_heads=2, num_hidden_layers=6, tie_word_embeddings=tied, **options
-    )
-    return getattr(transformers, f"{kind}ForCausalLM")(config).double()
+        options = {"n_embd": 16, "n_head": 4, "n_positions": 32, **NO_DROPOUT, **options}
+        config = transformers.GPT2Config(n_layer=6, vocab_size=VOCABULARY, **options)
+        return transformers.GPT2LMHeadModel(config).double().train()
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 6,
+        "vocab_size": VOCABULARY,
+    }
+    kind = WITHOUT_HEAD[family]
+    config = getattr(transformers, f"{kind}Config")(**sizes | options)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).double().train()
 
 
-def batches(padded: bool) -> list[tuple[Any, torch.Tensor]]:
+def batches(padding: str = "none", steps: int = 2) -> Data:
     numbers = torch.Generator().manual_seed(3)
     result = []
-    for _ in range(2):
-        tokens = torch.randint(40, (6, 9), generator=numbers)
-        inputs: Any = {"input_ids": tokens}
-        if padded:
+    for _ in range(steps):
+        tokens = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=numbers)
+        inputs = {"input_ids": tokens}
+        if padding != "none":
             mask = torch.ones_like(tokens)
             mask[::2, 7:] = 0
-            inputs["attention_mask"] = mask
+            inputs["attention_mask"] = mask if padding == "right" else mask.flip(1)
         result.append((inputs, tokens))
     return result
 
 
-def plain(model: nn.Module, data: list[tuple[Any, torch.Tensor]]) -> list[float]:
+def plain(model: Any, data: Data) -> list[float]:
+    """Train the unsplit model; its losses."""
     optimizer, losses = SGD([p for p in model.parameters() if p.requires_grad]), []
-    model.train()
     for inputs, labels in data:
         optimizer.zero_grad()
         loss = causal_lm_loss(model(**inputs, use_cache=False).logits, labels)
@@ -58,14 +80,39 @@ def plain(model: nn.Module, data: list[tuple[Any, torch.Tensor]]) -> list[float]
     return losses
 
 
-CASES = [
-    ("llama", False, False),
-    ("llama", True, True),
-    ("qwen3", True, False),
-    ("mistral", False, False),
-    ("gpt2", True, False),
-    ("gpt2", True, True),
-]
+def train(
+    model: nn.Module, data: Data, policy: roundel.Policy, **options: Any
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Train the split model; its losses and weights."""
+    with roundel.Trainer(
+        split_causal_lm(model),
+        causal_lm_loss,
+        policy=policy,
+        optimizer=SGD,
+        devices=[toy.DEVICE] * 2,
+        microbatches=3,
+        **options,
+    ) as trainer:
+        toy.make_races_likely(trainer, seed=1, most_s=0.0005)
+        # Blocks pass cos and sin on as they are: what is let go of may live on in an output.
+        trainer._poison = False
+        return [trainer.step(*batch).loss for batch in data], trainer.state_dict()
+
+
+def same_training(
+    build: Callable[[], nn.Module], data: Data, policy: roundel.Policy
+) -> dict[str, Tensor]:
+    """Losses and weights are the unsplit model's; the weights."""
+    reference = build()
+    expected = plain(reference, data)
+    losses, state = train(build(), data, policy)
+    assert losses == pytest.approx(expected, abs=1e-11)
+    assert set(state) == {name for name, _ in reference.named_parameters()}
+    for name, each in reference.named_parameters():
+        torch.testing.assert_close(state[name], each.detach(), rtol=0, atol=1e-11)
+    return state
+
+
 POLICIES = [
     roundel.GPipe(recompute="late"),
     roundel.OneFOneB(),
@@ -74,27 +121,297 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "tied", "padded"), CASES)
+@pytest.mark.parametrize("padding", ["none", "right"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_losses_and_weights_are_the_unsplit_models(
-    family: str, tied: bool, padded: bool, policy: roundel.Policy
+    policy: roundel.Policy, family: str, tied: bool, padding: str
 ) -> None:
-    options = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
-    data = batches(padded)
-    reference = make(family, tied, **options)
-    expected = plain(reference, data)
-    model = make(family, tied, **options)
+    build = partial(make, family, tie_word_embeddings=tied)
+    same_training(build, batches(padding), policy)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_frozen_parameters_stay(policy: roundel.Policy, family: str) -> None:
+    def build() -> nn.Module:
+        model = make(family, tie_word_embeddings=True)
+        model.get_input_embeddings().weight.requires_grad_(False)
+        list(model.base_model.children())[1 if family == "llama" else 3][2].requires_grad_(False)
+        return model
+
+    state = same_training(build, batches(), policy)
+    frozen = {n: p for n, p in build().named_parameters() if not p.requires_grad}
+    assert len(frozen) > 5
+    for name, each in frozen.items():
+        assert torch.equal(state[name], each)
+
+
+def with_adapters(family: str, **options: Any) -> nn.Module:
+    model = make(family, tie_word_embeddings=True)
+    targets = ["c_attn", "c_proj"] if family == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+    torch.manual_seed(1)
+    options |= {"r": 2, "init_lora_weights": False, "fan_in_fan_out": family == "gpt2"}
+    config = peft.LoraConfig(target_modules=targets, **options)
+    return peft.get_peft_model(model, config).double()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_of_a_peft_model_only_the_adapters_train(policy: roundel.Policy, family: str) -> None:
+    build = partial(with_adapters, family)
+    state = same_training(build, batches("right"), policy)
+    before = build().state_dict()
+    changed = {name for name in state if not torch.equal(state[name], before[name])}
+    assert changed == {name for name in state if "lora_" in name}
+
+
+def test_peft_can_also_train_whole_modules() -> None:
+    build = partial(with_adapters, "llama", modules_to_save=["norm"])
+    state = same_training(build, batches(), roundel.OneFOneB())
+    assert "base_model.model.model.norm.modules_to_save.default.weight" in state
+
+
+def test_names_are_the_models_own_and_tied_weights_are_there_once() -> None:
+    model = make("llama", tie_word_embeddings=True)
     layers = split_causal_lm(model)
+    assert len(layers) == 8
+    assert dict(layers.named_parameters()) == dict(model.named_parameters())
+    assert layers.tied_to(7) == {0}
+    assert layers.names[7]["lm_head.weight"] == "model.embed_tokens.weight"
+
+
+def test_names_in_a_peft_model_are_its_own_and_buffers_have_them_too() -> None:
+    for config in (
+        peft.LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]),
+        peft.VeraConfig(r=2, target_modules=["q_proj"]),
+    ):
+        model = peft.get_peft_model(make("llama"), config)
+        layers = split_causal_lm(model)
+        there = dict(layers.named_parameters()) | dict(layers.named_buffers())
+        assert there.keys() <= model.state_dict().keys()  # a shared buffer has several names there
+
+
+# ---- the layers alone, one behind the other
+
+
+def chained(layers: roundel.Layers, inputs: Any) -> Any:
+    for module in layers.modules:
+        inputs = module(inputs)
+    return inputs
+
+
+SLIDING = {
+    "sliding_window": 4,
+    "use_sliding_window": True,
+    "max_window_layers": 2,
+}
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("mistral", {}),
+        ("mistral", {"sliding_window": 4}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen2", SLIDING),
+        ("qwen3", {}),
+        ("qwen3", SLIDING),
+        ("gpt2", {}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_logits_and_gradients_are_the_unsplit_models(
+    family: str, options: dict[str, Any], attention: str, padding: str
+) -> None:
+    model, most = make(family, attn_implementation=attention, **options), 1e-12
+    if attention == "eager":
+        # In float64, transformers makes NaN of the rows of padding at the left.
+        model, most = model.float(), 1e-6
+    ((inputs, labels),) = batches(padding, steps=1)
+    expected = model(**inputs, use_cache=False).logits
+    causal_lm_loss(expected, labels).backward()
+    gradients = {name: each.grad for name, each in model.named_parameters()}
+    model.zero_grad()
+    logits = chained(split_causal_lm(model), inputs)
+    causal_lm_loss(logits, labels).backward()
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=most)
+    for name, each in model.named_parameters():
+        torch.testing.assert_close(each.grad, gradients[name], rtol=0, atol=most)
+
+
+def test_dropout_is_the_unsplit_models_and_off_in_evaluation_mode() -> None:
+    model = make("gpt2", **DROPOUT)
+    layers = split_causal_lm(model)
+    inputs = batches("right", steps=1)[0][0]
+
+    def both() -> Iterator[Tensor]:
+        for run in (lambda: model(**inputs).logits, lambda: chained(layers, inputs)):
+            torch.manual_seed(5)
+            yield run().detach()
+
+    drawn, drawn_split = both()
+    model.eval()
+    sure, sure_split = both()
+    torch.testing.assert_close(drawn_split, drawn, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sure_split, sure, rtol=0, atol=1e-12)
+    assert (drawn - sure).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_dropout_draws_by_layer_step_and_microbatch(policy: roundel.Policy) -> None:
+    ((inputs, labels),) = batches(steps=1)
+    inputs, labels = {"input_ids": inputs["input_ids"].to(toy.DEVICE)}, labels.to(toy.DEVICE)
+    model = make("gpt2", **DROPOUT).to(toy.DEVICE)
+    layers, losses = split_causal_lm(model), []
+    for number, rows in enumerate(torch.arange(BATCH).chunk(3)):
+        value: Any = {name: each[rows] for name, each in inputs.items()}
+        for layer, module in enumerate(layers.modules):
+            torch.manual_seed(layer_seed(9, layer, 0, number))
+            value = module(value)
+        losses.append(causal_lm_loss(value, labels[rows]))
+    loss = sum(losses) / 3
+    loss.backward()
+    reference = {name: (p.detach() - 0.5 * p.grad).cpu() for name, p in model.named_parameters()}
+    got, state = train(make("gpt2", **DROPOUT), [(inputs, labels)], policy, seed=9)
+    assert got == pytest.approx([loss.item()], abs=1e-11)
+    for name, each in reference.items():
+        torch.testing.assert_close(state[name], each, rtol=0, atol=1e-11)
+
+
+def test_a_model_in_evaluation_mode_trains_without_dropout() -> None:
+    def build() -> Any:
+        return make("gpt2", **DROPOUT).eval()
+
+    same_training(build, batches(), roundel.OneFOneB(recompute="late"))
+
+
+def test_what_passes_between_blocks_is_small_and_only_hidden_states_have_gradients() -> None:
+    layers = split_causal_lm(make("llama"))
+    value = layers.modules[0](batches("right")[0][0])
+    leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in value.items()}
+    output = layers.modules[1](leaves)
+    assert {name: tuple(each.shape) for name, each in output.items()} == {
+        "hidden": (BATCH, LENGTH, 16),
+        "cos": (1, LENGTH, 4),
+        "sin": (1, LENGTH, 4),
+        "padding": (BATCH, LENGTH),
+    }
+    output["hidden"].sum().backward()
+    assert [name for name, each in leaves.items() if each.grad is not None] == ["hidden"]
+
+
+# ---- the loss
+
+
+def test_the_loss_is_that_of_transformers() -> None:
+    model = make("llama")
+    ((inputs, labels),) = batches(steps=1)
+    labels = labels.clone()
+    labels[:, 5:7] = -100
+    output = model(**inputs, labels=labels)
+    mine = causal_lm_loss(output.logits.float(), labels)
+    torch.testing.assert_close(mine, output.loss, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_the_loss_in_chunks_is_the_same(chunk: int) -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(3, 9, 7, dtype=torch.double, requires_grad=True)
+    labels = torch.randint(7, (3, 9))
+    labels[1, :4] = -100
+    whole = causal_lm_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(whole, logits)
+    parts = causal_lm_loss(logits, labels, chunk=chunk)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-14)
+    torch.testing.assert_close(torch.autograd.grad(parts, logits)[0], gradient, rtol=0, atol=1e-14)
+
+
+def test_the_loss_in_chunks_trains_under_a_policy() -> None:
+    data, policy = batches(), roundel.RoundRobin(**toy.CUTS)
+    expected = plain(make("llama"), data)
     with roundel.Trainer(
-        layers, causal_lm_loss, policy=policy, optimizer=SGD, devices=["cpu"] * 2, microbatches=3
+        split_causal_lm(make("llama")),
+        partial(causal_lm_loss, chunk=3),
+        policy=policy,
+        optimizer=SGD,
+        devices=[toy.DEVICE] * 2,
+        microbatches=3,
     ) as trainer:
         losses = [trainer.step(*batch).loss for batch in data]
-        state = trainer.state_dict()
-    assert losses == pytest.approx(expected, abs=1e-12)
-    for name, each in reference.named_parameters():
-        torch.testing.assert_close(state[name], each.detach(), rtol=0, atol=1e-11)
+    assert losses == pytest.approx(expected, abs=1e-11)
+
+
+def test_the_loss_of_narrow_logits_is_made_in_float32() -> None:
+    logits, labels = torch.randn(2, 5, 9).bfloat16(), torch.randint(9, (2, 5))
+    loss = causal_lm_loss(logits, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, causal_lm_loss(logits.float(), labels))
+
+
+def test_a_loss_of_no_labels_is_nothing() -> None:
+    logits = torch.randn(2, 5, 9, requires_grad=True)
+    loss = causal_lm_loss(logits, torch.full((2, 5), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+# ---- mistakes
 
 
 def test_a_model_of_another_kind_is_refused() -> None:
     with pytest.raises(roundel.InputError, match="Linear cannot be split; supported are Llama"):
         split_causal_lm(nn.Linear(2, 2))
+
+
+def test_a_model_that_only_looks_like_llama_is_refused() -> None:
+    """Gemma has all of Llama's parts, and scales its embeddings between them."""
+    config = transformers.GemmaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, vocab_size=9, head_dim=4
+    )
+    with pytest.raises(roundel.InputError, match="GemmaForCausalLM cannot be split"):
+        split_causal_lm(transformers.GemmaForCausalLM(config))
+    with pytest.raises(roundel.InputError, match="LlamaModel cannot be split"):
+        split_causal_lm(make("llama").model)
+
+
+def test_a_model_that_checkpoints_by_itself_is_refused() -> None:
+    model = make("llama")
+    model.model.layers[2].gradient_checkpointing = True
+    with pytest.raises(roundel.InputError, match="it checkpoints by itself"):
+        split_causal_lm(model)
+
+
+def test_learned_prompts_are_refused() -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = peft.get_peft_model(make("llama"), config)
+    with pytest.raises(roundel.InputError, match="prompt learning cannot be split"):
+        split_causal_lm(model)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": 0, "position_ids": 0}, "got 'position_ids'"),
+        ({"attention_mask": 0}, "input_ids is missing"),
+        ({"input_ids": 0, "attention_mask": torch.ones(1, 1, 2, 2)}, "must be .batch, sequence."),
+    ],
+)
+def test_inputs_that_would_be_passed_over_are_refused(inputs: Any, message: str) -> None:
+    with pytest.raises(roundel.InputError, match=message):
+        split_causal_lm(make("llama")).modules[0](inputs)
+
+
+def test_attention_that_needs_another_mask_is_refused() -> None:
+    model = make("llama", attn_implementation="flex_attention")
+    with pytest.raises(roundel.InputError, match="attention by flex_attention cannot be split"):
+        chained(split_causal_lm(model), batches()[0][0])
