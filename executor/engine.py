@@ -62,6 +62,7 @@ class ProgramTables:
         self.weights_end = _weights_end(program)
         self.states_down = _states_down(program)
         self.downloads_of = _downloads_of(program, self.states_down)
+        self.feeds = _feeds(program, self.states_down)
 
 
 class StepEngine:
@@ -83,7 +84,8 @@ class StepEngine:
         self._step = step
         self._inputs, self._targets, self._parts = inputs, targets, shares
         self._store = Store(tables.program, poison)
-        self._book = GradientBook(machinery.layers)
+        self._book = GradientBook(machinery.layers, tables.feeds)
+        self._settings = machinery.masters.settings()
         self._scale: Tensor | None = None
         self._poison = poison
         self._staged: dict[int, dict[str, Tensor]] = {}
@@ -191,7 +193,7 @@ class StepEngine:
     def _send(self, task: int) -> None:
         source, target = int(self._program.source[task]), int(self._program.target[task])
         if self._program.microbatch[task] < 0:
-            self._send_shared(int(self._program.first[task]), source, target)
+            self._send_shared(task, source, target)
             return
         ((label, layer),) = self._tables.allocs[task]
         microbatch = int(self._program.microbatch[task])
@@ -200,15 +202,15 @@ class StepEngine:
         copy = copied(value, machinery.devices[target], reader=machinery.streams[target])
         self._store.put(Key(label, target, layer, microbatch), copy, owned=True)
 
-    def _send_shared(self, layer: int, source: int, target: int) -> None:
+    def _send_shared(self, task: int, source: int, target: int) -> None:
         """Gradients of shared parameters to their owner's device, or their new values back."""
-        machinery = self._machinery
+        machinery, layer = self._machinery, int(self._program.first[task])
         if layer in machinery.weights[source].held():
             names = machinery.layers.shared_by(layer)
             grads = self._weights(source, layer).take_gradients(names)
             device, reader = machinery.devices[target], machinery.streams[target]
             copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
-            self._book.add(layer, copies)
+            self._book.add(layer, copies, task)
         else:
             refresh_resident(machinery.layers, layer, self._weights(target, layer))
 
@@ -264,7 +266,7 @@ class StepEngine:
         copies = {name: copied(grad, HOST, pin) for name, grad in grads.items()}
         if self._machinery.devices[device].type == "cuda":
             torch.cuda.current_stream().synchronize()
-        self._book.add(layer, copies)
+        self._book.add(layer, copies, task)
 
     def _weights(self, device: int, layer: int) -> WeightCopy:
         return self._machinery.weights[device].current(layer)
@@ -295,7 +297,7 @@ class StepEngine:
             names = layers.owned_by(layer) if each == layer else layers.shared_by(each)
             self._book.add(each, self._weights(device, each).take_gradients(names))
         self._book.assign(layer, self._scale)
-        machinery.masters.step(layer)
+        machinery.masters.step(layer, self._settings)
         if rules.weights == "resident":
             for each in here:
                 refresh_resident(layers, each, self._weights(device, each))
@@ -366,6 +368,21 @@ def _downloads_of(program: Program, states_down: set[int]) -> dict[int, list[tup
         if after not in states_down:
             result[before].append((after, int(program.first[after])))
     return result
+
+
+def _feeds(program: Program, states_down: set[int]) -> list[tuple[int, int]]:
+    """(task, layer) of the transfers that bring gradients to where they are summed.
+
+    Earlier microbatches' first: so they come, and few wait for their turn.
+    """
+    ops = program.microbatch[program.dep_before] >= 0
+    order: dict[int, int] = {}
+    for row in np.flatnonzero(ops & (program.microbatch[program.dep_after] < 0)).tolist():
+        before, after = int(program.dep_before[row]), int(program.dep_after[row])
+        if KINDS[program.kind[after]] in ("download", "send") and after not in states_down:
+            order[after] = max(order.get(after, -1), int(program.microbatch[before]))
+    tasks = sorted(order, key=lambda task: (order[task], task))
+    return [(task, int(program.first[task])) for task in tasks]
 
 
 def _states_down(program: Program) -> set[int]:

@@ -1,7 +1,7 @@
 """Masters: the weights that the optimizer updates, and what is uploaded from them."""
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable
 from copy import copy
 from typing import Any
@@ -15,12 +15,15 @@ from .layers import Layers, Layout
 
 OptimizerFactory = Callable[[Any], Optimizer]
 
+Settings = list[dict[str, Any]]
+"""The hyperparameters of each group."""
+
 
 class Masters:
     """One torch optimizer over all parameters, stepped layer by layer.
 
     The optimizer's own `param_groups` and `state` are the user's to read and to schedule: each
-    layer's step works on the same state, with the hyperparameters that the groups have then.
+    layer's step works on the same state, with the hyperparameters of when the whole step began.
     """
 
     def __init__(self, layers: Layers, factory: OptimizerFactory, groups: Any = None) -> None:
@@ -44,16 +47,25 @@ class Masters:
         ]
         return part if any(group["params"] for group in part.param_groups) else None
 
-    def step(self, layer: int) -> None:
+    def settings(self) -> Settings:
+        """What the groups say now, such as the learning rate: a step takes it when it begins."""
+        return [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+
+    def step(self, layer: int, settings: Settings) -> None:
         """Update a layer's own parameters from their gradients, and drop those."""
         part = self._parts[layer]
         if part is None:
             return
-        for mine, whole in zip(part.param_groups, self.optimizer.param_groups, strict=True):
-            mine.update({name: value for name, value in whole.items() if name != "params"})
+        for mine, group in zip(part.param_groups, settings, strict=True):
+            mine.update(group)
         part.step()
         part.zero_grad(set_to_none=True)
-        # Schedulers look here to see that the optimizer has stepped before them.
+
+    def note_step(self) -> None:
+        """Schedulers look here to see that the optimizer has stepped before them."""
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def to_host(self) -> None:
@@ -143,24 +155,55 @@ class HostCopies:
 
 
 class GradientBook:
-    """Gradients of one step by parameter, summed over visits and over the layers that share it."""
+    """Gradients of one step by parameter, summed over visits and over the layers that share it.
 
-    def __init__(self, layers: Layers) -> None:
+    `feeds`: (task, layer) of the transfers that bring gradients, which are summed in that order,
+    whichever comes first, so that a run can be repeated to the last bit.
+    """
+
+    def __init__(self, layers: Layers, feeds: Iterable[tuple[int, int]]) -> None:
         self._layers = layers
         self._sums: dict[int, dict[int, Tensor]] = defaultdict(dict)
+        self._early: dict[int, dict[int, dict[int, Tensor]]] = defaultdict(dict)
+        self._turns: dict[int, deque[int]] = defaultdict(deque)
+        for task, layer in feeds:
+            for owner in self._owners(layer):
+                self._turns[owner].append(task)
         self._lock = threading.Lock()
 
-    def add(self, layer: int, grads: dict[str, Tensor]) -> None:
-        """Count a layer's gradients in. Their memory becomes the book's."""
+    def _owners(self, layer: int) -> set[int]:
+        return {layer, *self._layers.tied_to(layer)}
+
+    def add(self, layer: int, grads: dict[str, Tensor], task: int | None = None) -> None:
+        """Count a layer's gradients in, those of a feed when its turn comes.
+
+        Their memory becomes the book's.
+        """
         parameters = self._layers.parameters_of(layer)
+        parts: dict[int, dict[int, Tensor]] = {owner: {} for owner in self._owners(layer)}
+        for name, grad in grads.items():
+            key = id(parameters[name])
+            parts[self._layers.owner[key]][key] = grad
         with self._lock:
-            for name, grad in grads.items():
-                parameter = parameters[name]
-                sums = self._sums[self._layers.owner[id(parameter)]]
-                if id(parameter) in sums:
-                    sums[id(parameter)].add_(grad.to(sums[id(parameter)].device))
+            for owner, part in parts.items():
+                if task is None:
+                    self._sum(owner, part)
                 else:
-                    sums[id(parameter)] = grad
+                    self._early[owner][task] = part
+                    self._sum_those_whose_turn_it_is(owner)
+
+    def _sum_those_whose_turn_it_is(self, owner: int) -> None:
+        turns, early = self._turns[owner], self._early[owner]
+        while turns and turns[0] in early:
+            self._sum(owner, early.pop(turns.popleft()))
+
+    def _sum(self, owner: int, part: dict[int, Tensor]) -> None:
+        sums = self._sums[owner]
+        for key, grad in part.items():
+            if key in sums:
+                sums[key].add_(grad.to(sums[key].device))
+            else:
+                sums[key] = grad
 
     def assign(self, layer: int, scale: Tensor | None) -> None:
         """Hand the sums to a layer's own parameters as their gradients, in the masters' dtype."""
@@ -174,12 +217,13 @@ class GradientBook:
 
     @torch.no_grad()
     def squared_norm(self) -> float:
-        """The sum of all squared gradients."""
+        """The sum of all squared gradients, in the order of the parameters."""
+        places = {id(each): n for n, (_, each) in enumerate(self._layers.named_parameters())}
         norms = [
             torch.linalg.vector_norm(
                 grad, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32
             )
-            for sums in self._sums.values()
-            for grad in sums.values()
+            for _, sums in sorted(self._sums.items())
+            for _, grad in sorted(sums.items(), key=lambda item: places[item[0]])
         ]
         return float(sum(float(norm) ** 2 for norm in norms))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..traces.errors import InputError
 from ..traces.trace import LayerCost, Trace
 from .compute import LossFunction
 from .layers import Layers, Layout, Replica, WeightCopy
@@ -39,7 +40,12 @@ def measure_layers(
         run = _Run(module, layers, layer, device, compute, autocast)
         if layer == len(layers) - 1:
             run.finish = lambda output: loss_fn(output, goal)
-        cost, value, drew = run.measure(value, needs[layer], state_bytes, repeats)
+        try:
+            cost, value, drew = run.measure(value, needs[layer], state_bytes, repeats)
+        except Exception as error:
+            name = type(module).__name__
+            error.add_note(f"in layer {layer} ({name}), while it was measured")
+            raise
         costs.append(cost)
         if drew:
             draws.add(layer)
@@ -75,6 +81,12 @@ class _Run:
         }
         replica = Replica(module, device)
         self.module = replica.bind(WeightCopy(copies))
+        kept = self.module.state_dict()
+        self.buffers = {
+            name: (each, each._version)
+            for name, each in self.module.named_buffers()
+            if name in kept
+        }
         self.parameters = copies
         self.own = layers.owned_by(layer)
         tied = layers.tied_to(layer)
@@ -95,6 +107,7 @@ class _Run:
             output = self._forward(leaves, saved)
             middle = self._now()
             drew = drew or not torch.equal(before, _generator_state(self.device))
+            self._refuse_changed_buffers()
             self._backward(output)
             times.append((middle - start, self._now() - middle))
             boundary = detached(output)
@@ -142,6 +155,16 @@ class _Run:
         for tensor in known:
             saved.pop(tensor.untyped_storage().data_ptr(), None)
         return sum(saved.values())
+
+    def _refuse_changed_buffers(self) -> None:
+        for name, (buffer, version) in self.buffers.items():
+            now = self.module.get_buffer(name)
+            if now is not buffer or now._version != version:
+                raise InputError(
+                    f"layers: {self.name}: its forward changes the buffer {name!r}, which "
+                    "microbatches and recompute would change several times a step; "
+                    "keep such values outside of the layers"
+                )
 
     def _now(self) -> int:
         if self.device.type == "cuda":

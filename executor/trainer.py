@@ -93,6 +93,8 @@ class Trainer:
     memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit is refused
         before the first step; on CUDA the limit is also enforced.
     trace: the layers' costs. None: they are measured at the first step, once.
+    machine: links and rates that the policy plans with, in the order of `devices`. None: transfers
+        and updates that take no time.
     compute_dtype: dtype of the weights on devices; masters keep the layers' own. None: the same.
     autocast: run the layers under torch.autocast with this dtype.
     parameter_groups: makes the optimizer's groups of {name: parameter}.
@@ -114,6 +116,7 @@ class Trainer:
         microbatches: int,
         memory_limit: int | str | None = None,
         trace: Trace | None = None,
+        machine: Machine | None = None,
         compute_dtype: torch.dtype | None = None,
         autocast: torch.dtype | None = None,
         parameter_groups: Any = None,
@@ -132,7 +135,7 @@ class Trainer:
         self.devices = [_numbered(torch.device(device)) for device in devices]
         self.microbatches = microbatches
         self.memory_limit = parse_bytes(memory_limit)
-        self.trace = trace
+        self.trace, self.machine = trace, machine
         self.step_number = 0
         self.masters = Masters(self.layers, optimizer, parameter_groups)
         self._loss_fn = loss_fn
@@ -169,17 +172,18 @@ class Trainer:
         bounds = [size * number // self.microbatches for number in range(self.microbatches + 1)]
         parts = split_batch(inputs, bounds), split_batch(targets, bounds)
         shares = [(stop - first) / size for first, stop in pairwise(bounds)]
-        state = torch.get_rng_state()
+        cuda = {device.index for device in self.devices if device.type == "cuda"}
         try:
-            ready = self._prepare(parts[0][0], parts[1][0])
-            tables = self._tables(ready.work)
-            result = self._run(ready, tables, *parts, shares)
+            # Layers draw from seeds of their own; whoever draws beside them is not to notice.
+            with torch.random.fork_rng(sorted(cuda)):
+                ready = self._prepare(parts[0][0], parts[1][0])
+                tables = self._tables(ready.work)
+                result = self._run(ready, tables, *parts, shares)
         except BaseException:
             self._abandon()
             raise
-        finally:
-            torch.set_rng_state(state)
         self.step_number += 1
+        self.masters.note_step()
         if not np.isfinite(result.loss) and self._on_nan == "stop":
             raise NotANumber(f"step {result.step}: the loss is {result.loss}")
         return result
@@ -295,12 +299,15 @@ class Trainer:
         )
 
     def _machine(self) -> Machine:
-        machine = ideal_machine(len(self.devices))
+        machine = self.machine or ideal_machine(len(self.devices))
+        machine = machine.first_devices(len(self.devices))
+        if not self.memory_limit:
+            return machine
         limited = tuple(
             device.model_copy(update={"memory_bytes": self.memory_limit})
             for device in machine.devices
         )
-        return machine.model_copy(update={"name": "here", "devices": limited})
+        return machine.model_copy(update={"devices": limited})
 
     def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
         timeline = estimate(lower([plan], work), policy_name(self.policy))

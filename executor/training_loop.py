@@ -150,7 +150,6 @@ def _one_step(trainer: "Trainer", batches: Batches, scheduler: Any) -> StepRepor
     lr = float(trainer.optimizer.param_groups[0]["lr"])
     result = trainer.step(inputs, targets)
     if scheduler is not None:
-        trainer.flush()  # An update in the background is to see this step's rate, not the next's.
         scheduler.step()
     rate = count_tokens(inputs) / (time.perf_counter() - start)
     return StepReport(trainer.step_number, result.loss, lr, rate, result)

@@ -137,6 +137,7 @@ class Job:
             microbatches=self.microbatches,
             memory_limit=train.memory,
             trace=work.trace if work else None,
+            machine=work.machine if work else None,
             compute_dtype=dtype_of(part.compute_dtype),
             autocast=dtype_of(part.autocast),
             parameter_groups=decay_groups(train.weight_decay) if train.weight_decay else None,

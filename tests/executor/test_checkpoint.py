@@ -199,6 +199,15 @@ def test_a_checkpoint_from_before_the_first_step(tmp_path: Path) -> None:
         assert steps(trainer, batches) == expected
 
 
+def test_a_run_goes_back_to_before_its_first_step(tmp_path: Path) -> None:
+    batches = toy.vectors(3)
+    with make(toy.blocks(), roundel.GPipe()) as trainer:
+        trainer.save(tmp_path)
+        expected = steps(trainer, batches)
+        assert trainer.load(tmp_path) == 0
+        assert steps(trainer, batches) == expected
+
+
 def test_layers_may_be_cut_otherwise_and_come_in_another_order(tmp_path: Path) -> None:
     """The optimizer's state goes by name: eight layers become four, the optimizer's last first."""
     batches = toy.vectors(5)

@@ -249,6 +249,34 @@ def test_parameter_groups_and_a_scheduler() -> None:
     assert got == pytest.approx(expected, abs=1e-12)
 
 
+def test_an_update_in_the_background_has_the_rate_of_its_own_step() -> None:
+    """A scheduler steps while a stale update still waits for its turn."""
+    batches = toy.vectors(steps=4)
+
+    def run(wait: bool) -> list[torch.Tensor]:
+        layers = toy.blocks()
+        with Trainer(
+            layers,
+            mse,
+            policy=roundel.RoundRobin(**toy.CUTS, optimizer="stale"),
+            optimizer=toy.ADAMW,
+            devices=[toy.DEVICE] * 2,
+            microbatches=3,
+        ) as trainer:
+            toy.make_races_likely(trainer, seed=3, most_s=0.01)
+            scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1, gamma=0.1)
+            for batch in batches:
+                trainer.step(*batch)
+                if wait:
+                    trainer.flush()
+                scheduler.step()
+            trainer.flush()
+            return [each.detach().cpu().clone() for each in nn.Sequential(*layers).parameters()]
+
+    for got, expected in zip(run(wait=False), run(wait=True), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_bf16_on_the_device_with_float32_masters_follows_float32() -> None:
     def model() -> list[nn.Module]:
         return [layer.float() for layer in toy.blocks()]

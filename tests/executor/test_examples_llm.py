@@ -50,10 +50,10 @@ def test_with_lora_only_the_adapters_gradients_come_down(
     came: list[int] = []
     add = GradientBook.add
 
-    def counted(book: GradientBook, layer: int, grads: dict[str, Tensor]) -> None:
+    def counted(book: GradientBook, layer: int, grads: dict[str, Tensor], task: int) -> None:
         assert all("lora_" in name for name in grads)
         came.append(sum(each.nbytes for each in grads.values()))
-        add(book, layer, grads)
+        add(book, layer, grads, task)
 
     monkeypatch.setattr(GradientBook, "add", counted)
     losses = run("lora")

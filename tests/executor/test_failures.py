@@ -96,6 +96,36 @@ def roundel_trace(layers: list[nn.Module]) -> roundel.Trace:
     )
 
 
+def test_a_layer_that_fails_while_it_is_measured_is_named() -> None:
+    layers = toy.blocks()
+    layers[5] = Breaks(1, Custom("no luck"))
+    trainer = make(layers, roundel.GPipe())
+    with pytest.raises(Custom) as caught, trainer:
+        trainer.step(*toy.vectors()[0])
+    assert "in layer 5 (Breaks), while it was measured" in caught.value.__notes__
+    assert not ours()
+
+
+class Counts(nn.Module):
+    """Counts its runs in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, value: Tensor) -> Tensor:
+        self.runs += 1
+        return value
+
+
+def test_a_layer_that_changes_a_buffer_is_refused() -> None:
+    layers = [*toy.blocks(), Counts()]
+    with pytest.raises(
+        roundel.InputError, match=r"8.Counts: its forward changes the buffer 'runs'"
+    ):
+        make(layers, roundel.GPipe()).step(*toy.vectors()[0])
+
+
 def test_a_failing_loss_is_raised_and_a_closed_trainer_says_so() -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         raise Custom("loss")
