@@ -124,6 +124,9 @@ PUBLISHED_NAMES = tuple(_MODEL_OF)
 SHAPES = {name: _PUBLISHED[model].shape for name, model in _MODEL_OF.items()}
 """The public shape of each published trace's model."""
 
+LORA_RANKS = {name: _PUBLISHED[model].lora_rank for name, model in _MODEL_OF.items()}
+"""The rank of each published trace's adapters; 0: all parameters are trained."""
+
 
 def ms_to_ns(milliseconds: str) -> int:
     """Decimal milliseconds as the nearest whole nanoseconds, computed without floats."""

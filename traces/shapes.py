@@ -23,6 +23,9 @@ class DecoderShape:
 
     `ffn` is the inner size of one expert. `qk_norm`: queries and keys are normed per head (Qwen3).
     Embedding and head are two matrices of `vocabulary` x `hidden`, also where they share storage.
+    `gated` False: an MLP of two matrices (GPT-2), not of gate, up and down. `norm_bias`: the norms
+    have biases too. `bias_params`: a block's other biases and its sinks, left out where 0.
+    `positions`: learned positions, each with an embedding; 0 with rotary ones.
     """
 
     hidden: int
@@ -35,6 +38,10 @@ class DecoderShape:
     experts: int = 1
     active_experts: int = 1
     qk_norm: bool = False
+    gated: bool = True
+    norm_bias: bool = False
+    bias_params: int = 0
+    positions: int = 0
 
     @property
     def query(self) -> int:
@@ -51,6 +58,16 @@ class DecoderShape:
         """Whether a router chooses between experts."""
         return self.experts > 1
 
+    @property
+    def inner(self) -> int:
+        """Elements that the MLP of one expert makes of one token: (gate,) up and their product."""
+        return (3 if self.gated else 2) * self.ffn
+
+    @property
+    def norm_params(self) -> int:
+        """Parameters of one norm over `hidden`."""
+        return (2 if self.norm_bias else 1) * self.hidden
+
 
 class LayerBytes(NamedTuple):
     """The bytes of one layer for one microbatch, named and meant as in `LayerCost`."""
@@ -64,10 +81,13 @@ class LayerBytes(NamedTuple):
     trainable_params: int
 
 
-class _Linear(NamedTuple):
+class Linear(NamedTuple):
+    """`copies` alike linear layers of a block, of which a token passes `active`."""
+
     copies: int
     inputs: int
     outputs: int
+    active: int
 
 
 def block_bytes(shape: DecoderShape, tokens: int, lora_rank: int = 0) -> LayerBytes:
@@ -104,18 +124,19 @@ def with_embedding(block: LayerBytes, shape: DecoderShape, frozen: bool = False)
 
 def block_params(shape: DecoderShape) -> int:
     """Parameters of one block: its linear layers, two norms and, if it has them, q and k norms."""
-    linear = sum(layer.copies * layer.inputs * layer.outputs for layer in _linears(shape))
-    return linear + 2 * shape.hidden + (2 * shape.head_size if shape.qk_norm else 0)
+    linear = sum(layer.copies * layer.inputs * layer.outputs for layer in linears(shape))
+    norms = 2 * shape.norm_params + (2 * shape.head_size if shape.qk_norm else 0)
+    return linear + shape.bias_params + norms
 
 
 def head_params(shape: DecoderShape) -> int:
     """Parameters of the last norm and of the projection to the vocabulary."""
-    return (shape.vocabulary + 1) * shape.hidden
+    return shape.vocabulary * shape.hidden + shape.norm_params
 
 
 def embedding_params(shape: DecoderShape) -> int:
-    """Parameters of the embedding."""
-    return shape.vocabulary * shape.hidden
+    """Parameters of the embedding, learned positions included."""
+    return (shape.vocabulary + shape.positions) * shape.hidden
 
 
 def model_params(shape: DecoderShape) -> int:
@@ -126,7 +147,9 @@ def model_params(shape: DecoderShape) -> int:
 
 def lora_params(shape: DecoderShape, rank: int) -> int:
     """Parameters of one block's adapters: rank x (in + out) for each linear layer of attention."""
-    return rank * sum(layer.copies * (layer.inputs + layer.outputs) for layer in _attention(shape))
+    return rank * sum(
+        layer.copies * (layer.inputs + layer.outputs) for layer in attention_linears(shape)
+    )
 
 
 def block_saved_bytes(shape: DecoderShape) -> int:
@@ -143,7 +166,7 @@ def block_saved_bytes(shape: DecoderShape) -> int:
     """
     attention = 3 * shape.hidden + 2 * shape.query + 2 * shape.key
     normed = shape.query + shape.key if shape.qk_norm else 0
-    mlp = 3 * shape.active_experts * shape.ffn
+    mlp = shape.active_experts * shape.inner
     experts = 3 * shape.active_experts * shape.hidden if shape.has_router else 0
     floats = shape.heads + (shape.experts if shape.has_router else 0)
     return ELEMENT_BYTES * (attention + normed + mlp + experts) + FLOAT_BYTES * floats
@@ -155,7 +178,7 @@ def lora_saved_bytes(shape: DecoderShape, rank: int) -> int:
     Nothing is dropped in return, though a frozen linear layer without an adapter needs no input
     saved: an upper bound.
     """
-    return ELEMENT_BYTES * rank * sum(layer.copies for layer in _attention(shape))
+    return ELEMENT_BYTES * rank * sum(layer.copies for layer in attention_linears(shape))
 
 
 def block_workspace_bytes(shape: DecoderShape) -> int:
@@ -167,7 +190,7 @@ def block_workspace_bytes(shape: DecoderShape) -> int:
     float32, two elements), key and value. Weight gradients are added up in `grad_bytes`.
     """
     expert_output = shape.hidden if shape.has_router else 0
-    mlp = shape.active_experts * (3 * shape.ffn + expert_output)
+    mlp = shape.active_experts * (shape.inner + expert_output)
     attention = 4 * shape.query + 2 * shape.key
     return ELEMENT_BYTES * (shape.hidden + max(mlp, attention))
 
@@ -181,16 +204,18 @@ def _state_bytes(params: int, trainable: int) -> dict[str, int]:
     }
 
 
-def _linears(shape: DecoderShape) -> Iterator[_Linear]:
-    """The linear layers of one block: how many, inputs and outputs."""
-    yield from _attention(shape)
-    yield _Linear(2 * shape.experts, shape.hidden, shape.ffn)
-    yield _Linear(shape.experts, shape.ffn, shape.hidden)
+def linears(shape: DecoderShape) -> Iterator[Linear]:
+    """The linear layers of one block: how many, inputs, outputs, and how many a token passes."""
+    yield from attention_linears(shape)
+    into = 2 if shape.gated else 1
+    yield Linear(into * shape.experts, shape.hidden, shape.ffn, into * shape.active_experts)
+    yield Linear(shape.experts, shape.ffn, shape.hidden, shape.active_experts)
     if shape.has_router:
-        yield _Linear(1, shape.hidden, shape.experts)
+        yield Linear(1, shape.hidden, shape.experts, 1)
 
 
-def _attention(shape: DecoderShape) -> Iterator[_Linear]:
-    yield _Linear(1, shape.hidden, shape.query)
-    yield _Linear(2, shape.hidden, shape.key)
-    yield _Linear(1, shape.query, shape.hidden)
+def attention_linears(shape: DecoderShape) -> Iterator[Linear]:
+    """Attention's linear layers: query, key and value, output."""
+    yield Linear(1, shape.hidden, shape.query, 1)
+    yield Linear(2, shape.hidden, shape.key, 2)
+    yield Linear(1, shape.query, shape.hidden, 1)
