@@ -24,7 +24,8 @@ import roundel
 from roundel.analysis.loss_picture import draw_losses
 from roundel.analysis.metrics import measure
 from roundel.analysis.timeline_picture import draw_timeline
-from roundel.executor.decoder import decoder_layers, token_loss
+from roundel.executor.decoder import decoder_layers
+from roundel.executor.token_loss import token_loss
 from roundel.traces.shapes import DecoderShape
 
 SHAPE = DecoderShape(

@@ -14,10 +14,11 @@ from functools import partial
 import torch
 
 import roundel
-from roundel.executor.decoder import decoder_layers, token_loss
+from roundel.executor.decoder import decoder_layers
 from roundel.executor.places import find_devices, sharing_cores
 from roundel.executor.presets import PRESETS
 from roundel.executor.text import TextBatches, load_tokens
+from roundel.executor.token_loss import token_loss
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -151,12 +151,3 @@ def _check(shape: DecoderShape) -> None:
         )
     if shape.head_size % 2:
         raise InputError(f"decoder: head_size must be even, got {shape.head_size}")
-
-
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (batch, sequence, vocabulary) for targets (batch, sequence).
-
-    In float32 where the logits have fewer bits.
-    """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(wide.flatten(0, -2), targets.flatten())

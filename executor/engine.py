@@ -12,7 +12,7 @@ from ..policies.program import LABEL_CODE, Program
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
 from .compute import Computer, Graph
 from .layers import Layers, WeightCopy
-from .masters import GradientBook, HostCopies, Masters
+from .masters import GradientBook, HostCopies, Masters, Scratch
 from .store import Key, Store
 from .streams import Stream
 from .values import Value, copied, detached, moved
@@ -49,6 +49,7 @@ class Machinery:
         self.clip_norm = clip_norm
         self.pin = pin
         self.streams = streams
+        self.scratch = Scratch()
 
 
 class ProgramTables:
@@ -296,7 +297,8 @@ class StepEngine:
         for each in here if self._scale is None else ():
             names = layers.owned_by(layer) if each == layer else layers.shared_by(each)
             self._book.add(each, self._weights(device, each).take_gradients(names))
-        self._book.assign(layer, self._scale)
+        scratch = machinery.scratch if rules.optimizer_on == "host" else None
+        self._book.assign(layer, self._scale, scratch)
         machinery.masters.step(layer, self._settings)
         if rules.weights == "resident":
             for each in here:

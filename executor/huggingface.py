@@ -5,18 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..traces.errors import InputError
 from .layers import Layers
+from .token_loss import IGNORED, token_loss
 
-IGNORED = -100
-"""The label that counts for nothing."""
-
-SUPPORTED = "Llama, Mistral, Qwen2, Qwen3 and GPT-2"
+SUPPORTED = "Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and GPT-2"
 
 # Other families may have the same parts and yet scale what passes between them.
-_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 
 
 def split_causal_lm(model: nn.Module) -> Layers:
@@ -30,14 +27,13 @@ def split_causal_lm(model: nn.Module) -> Layers:
     Raises InputError for a model of another kind, one that checkpoints by itself, and one with
     prompts learned by peft.
     """
-    names = {id(each): name for name, each in (*model.named_parameters(), *model.named_buffers())}
     lm = _inside_of_peft(model)
     family = getattr(getattr(lm, "config", None), "model_type", None)
     modules: list[nn.Module]
     if family in _LLAMA_LIKE and hasattr(lm, "lm_head"):
         body = lm.model
         modules = [
-            LlamaEmbedding(body.embed_tokens, body.rotary_emb),
+            LlamaEmbedding(body.embed_tokens, _rotary(body)),
             *(LlamaBlock(block, _window(block)) for block in body.layers),
             Head(body.norm, lm.lm_head),
         ]
@@ -57,7 +53,15 @@ def split_causal_lm(model: nn.Module) -> Layers:
             "model: it checkpoints by itself; switch its gradient checkpointing off "
             "and let the policy recompute"
         )
+    names = {id(each): name for name, each in (*model.named_parameters(), *model.named_buffers())}
     return Layers(modules, [_global_names(module, names) for module in modules])
+
+
+def _rotary(body: Any) -> nn.Module:
+    """The model's rotary embedding; made anew where it is on the meta device: it has no weights."""
+    if any(each.is_meta for each in body.rotary_emb.buffers()):
+        body.rotary_emb = type(body.rotary_emb)(body.config)
+    return body.rotary_emb  # type: ignore[no-any-return]
 
 
 def _inside_of_peft(model: nn.Module) -> Any:
@@ -76,35 +80,14 @@ def _global_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
     return {name: names[id(each)] for name, each in (*parameters, *buffers)}
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each token's logits for the next label, in float32 or wider.
 
     logits: (batch, sequence, vocabulary); labels: (batch, sequence), the input's own tokens. Labels
-    of -100 do not count; where none counts, the loss is 0. `chunk` tokens of the sequence at a
-    time, computed again in backward, need less memory. The mean is over one microbatch: those with
-    more labels that do not count weigh the others more.
+    of -100 do not count; where none counts, the loss is 0. The mean is over one microbatch: those
+    with more labels that do not count weigh the others more.
     """
-    logits, labels = logits[:, :-1], labels[:, 1:]
-    if chunk is None:
-        total = _summed_loss(logits, labels)
-    else:
-        parts = (torch.split(each, chunk, dim=1) for each in (logits, labels))
-        pairs = zip(*parts, strict=True)
-        total = torch.stack([_checkpointed_loss(*pair) for pair in pairs]).sum()
-    return total / (labels != IGNORED).sum().clamp(min=1)
-
-
-def _checkpointed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return checkpoint(  # type: ignore[no-any-return]
-        _summed_loss, logits, labels, use_reentrant=False, preserve_rng_state=False
-    )
-
-
-def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    wide = logits.float() if logits.itemsize < 4 else logits
-    return functional.cross_entropy(
-        wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return token_loss(logits, functional.pad(labels[:, 1:], (0, 1), value=IGNORED))
 
 
 def _tokens_and_padding(value: Any) -> tuple[Tensor, Tensor | None]:

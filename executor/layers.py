@@ -157,7 +157,9 @@ class Replica:
         self.module: nn.Module = deepcopy(module, memo)
         for part in self.module.modules():
             for name, buffer in part._buffers.items():
-                part._buffers[name] = None if buffer is None else buffer.to(device)
+                if buffer is not None:
+                    real = torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer
+                    part._buffers[name] = real.to(device)
         self._places = _places(module, self.module)
         self.bound: WeightCopy | None = None
 
@@ -168,6 +170,13 @@ class Replica:
                 part._parameters[leaf] = weights.parameters[name]
             self.bound = weights
         return self.module
+
+    def release(self, weights: "WeightCopy") -> None:
+        """Have no part in keeping these weights in memory."""
+        if self.bound is weights:
+            for part, leaf, _ in self._places:
+                part._parameters[leaf] = None
+            self.bound = None
 
 
 def _places(module: nn.Module, copy: nn.Module) -> list[tuple[nn.Module, str, str]]:

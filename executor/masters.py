@@ -112,6 +112,42 @@ def _groups(trained: dict[str, nn.Parameter], groups: Any) -> Any:
     return made
 
 
+class Scratch:
+    """Memory on the host for one layer's gradients in the masters' dtype, used again and again.
+
+    New memory for each would cost more than the conversion: the system clears its pages.
+    """
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0, dtype=torch.uint8)
+
+    def converted(
+        self, pairs: list[tuple[nn.Parameter, Tensor]]
+    ) -> list[tuple[nn.Parameter, Tensor]]:
+        """(parameter, gradient in its dtype), until this is called again."""
+        sizes = [-(-each.nbytes // 64) * 64 for each, grad in pairs if each.dtype != grad.dtype]
+        if sum(sizes) > len(self._flat):
+            self._flat = torch.empty(sum(sizes), dtype=torch.uint8)
+        room = iter(torch.split(self._flat[: sum(sizes)], sizes))
+        copies: list[tuple[Tensor, Tensor]] = []
+        result = []
+        for parameter, grad in pairs:
+            if parameter.dtype != grad.dtype:
+                place = next(room)[: parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+                copies.append((place, grad))
+                grad = place
+            result.append((parameter, grad))
+        _copy_each(copies)
+        return result
+
+
+def _copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair to the first: all in one call, for one turn at Python's lock."""
+    if pairs:
+        targets, sources = zip(*pairs, strict=True)
+        torch._foreach_copy_(list(targets), list(sources))
+
+
 class HostCopies:
     """What a layer's uploads read: its weights in the compute dtype, in pinned memory.
 
@@ -148,10 +184,10 @@ class HostCopies:
     def refresh(self, step: int) -> None:
         """Write the masters' values into the copy of step number `step`."""
         flat = self.flat(step)
-        for slot in self.layout.slots:
-            target, source = slot.view(flat), self._parameters[slot.name].data
-            if target.data_ptr() != source.data_ptr():
-                target.copy_(source)
+        pairs = [(slot.view(flat), self._parameters[slot.name].data) for slot in self.layout.slots]
+        _copy_each(
+            [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
+        )
 
 
 class GradientBook:
@@ -205,13 +241,17 @@ class GradientBook:
             else:
                 sums[key] = grad
 
-    def assign(self, layer: int, scale: Tensor | None) -> None:
-        """Hand the sums to a layer's own parameters as their gradients, in the masters' dtype."""
+    def assign(self, layer: int, scale: Tensor | None, scratch: "Scratch | None" = None) -> None:
+        """Hand the sums to a layer's own parameters as their gradients, in the masters' dtype.
+
+        Those that are converted lie in `scratch` if there is one, until it is used again.
+        """
         sums = self._sums.pop(layer, {})
-        for parameter in self._layers.owned_by(layer).values():
-            grad = sums.get(id(parameter))
-            if grad is None:
-                continue
+        mine = self._layers.owned_by(layer).values()
+        pairs = [(each, sums[id(each)]) for each in mine if id(each) in sums]
+        if scratch is not None:
+            pairs = scratch.converted(pairs)
+        for parameter, grad in pairs:
             grad = grad.to(parameter.device, parameter.dtype)
             parameter.grad = grad if scale is None else grad.mul_(scale.to(grad.device, grad.dtype))
 

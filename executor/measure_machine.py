@@ -8,24 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from ..traces.machine import HOST, Device, Host, Link, Machine
+from ..traces.trace import MAX_COUNT
 from .masters import OptimizerFactory
 
 COPY_BYTES = 64 * 2**20
 SMALL_BYTES = 1024
-SIDE = 2048
+SIDE = 4096
+"""Of the square that is updated: with its states more than caches hold."""
+
 REPEATS = 3
 
 
 def measure_machine(
-    devices: Sequence[torch.device], memory_bytes: Sequence[int], optimizer: OptimizerFactory
+    devices: Sequence[torch.device],
+    memory_bytes: Sequence[int],
+    optimizer: OptimizerFactory,
+    compute: torch.dtype | None = None,
 ) -> Machine:
     """The machine of these devices, each with so much memory (0: not limited).
 
-    Several virtual devices on one share its link to the host.
+    An update takes its gradient and gives its weights back in the dtype `compute`. Several virtual
+    devices on one share its link to the host.
     """
     places = list(dict.fromkeys(devices))
     nodes = {place: f"bus {place}" for place in places if devices.count(place) > 1}
-    updates = {place: _updates_per_s(place, optimizer) for place in places}
+    updates = {place: _updates_per_s(place, optimizer, compute) for place in places}
     made, links = [], []
     for number, (device, nbytes) in enumerate(zip(devices, memory_bytes, strict=True)):
         name = f"gpu{number}"
@@ -35,7 +42,7 @@ def measure_machine(
     host = torch.device("cpu")
     links += [_link(HOST, nodes[place], host, place) for place in places]
     links += [_link(nodes[a], nodes[b], a, b) for a, b in combinations(places, 2)]
-    rate = updates[host] if host in updates else _updates_per_s(host, optimizer)
+    rate = updates[host] if host in updates else _updates_per_s(host, optimizer, compute)
     return Machine(
         name="this machine",
         host=Host(optimizer_params_per_s=rate),
@@ -49,7 +56,7 @@ def _link(a: str, b: str, source: torch.device, target: torch.device) -> Link:
     latency_ns = _copy_ns(source, target, SMALL_BYTES)
     copy_ns = max(1, _copy_ns(source, target, COPY_BYTES) - latency_ns)
     rate = COPY_BYTES * 1_000_000_000 // copy_ns
-    return Link(a=a, b=b, bytes_per_s=max(1, rate), latency_ns=latency_ns)
+    return Link(a=a, b=b, bytes_per_s=min(max(1, rate), MAX_COUNT), latency_ns=latency_ns)
 
 
 def _copy_ns(source: torch.device, target: torch.device, nbytes: int) -> int:
@@ -59,14 +66,21 @@ def _copy_ns(source: torch.device, target: torch.device, nbytes: int) -> int:
     return _shortest_ns(lambda: place.copy_(value, non_blocking=True), (source, target))
 
 
-def _updates_per_s(device: torch.device, optimizer: OptimizerFactory) -> int:
+def _updates_per_s(
+    device: torch.device, optimizer: OptimizerFactory, compute: torch.dtype | None
+) -> int:
     parameter = nn.Parameter(torch.zeros(SIDE, SIDE, device=device))
     parameter.grad = torch.zeros_like(parameter)
     steps = optimizer([parameter])
+    gradient = torch.zeros(SIDE, SIDE, device=device, dtype=compute)
+    weights = torch.zeros_like(gradient)
 
+    @torch.no_grad()
     def step() -> Tensor:
+        if compute is not None:
+            parameter.grad.copy_(gradient)  # type: ignore[union-attr]
         steps.step()
-        return parameter
+        return weights.copy_(parameter) if compute is not None else parameter
 
     return SIDE**2 * 1_000_000_000 // max(1, _shortest_ns(step, (device,)))
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from ..traces.errors import InputError, shown
 from .compute import LossFunction
-from .decoder import decoder_layers, token_loss
+from .decoder import decoder_layers
 from .layers import Layers
 from .presets import PRESETS
 from .text import TextBatches, load_tokens
+from .token_loss import token_loss
 from .training_loop import Batches
 
 
@@ -38,8 +39,9 @@ def load_model(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    empty: bool = False,
 ) -> Model:
-    """The model called `source`.
+    """The model called `source`; `empty`: without memory for weights, which no function's has.
 
     A preset; a Hugging Face config.json (new weights) or folder (its weights where it has any); or
     `file.py:function`, which returns layers or (layers, loss_fn). Raises InputError.
@@ -48,14 +50,19 @@ def load_model(
     if source in PRESETS:
         preset = PRESETS[source]
         layers = decoder_layers(
-            preset.shape, tied, dropout, rotary_base=preset.rotary_base, dtype=dtype
+            preset.shape,
+            tied,
+            dropout,
+            rotary_base=preset.rotary_base,
+            dtype=dtype,
+            device="meta" if empty else "cpu",
         )
         return Model(Layers(layers), token_loss, preset.shape.vocabulary)
     if tied or dropout:
         raise InputError("model: tied and dropout are for presets; set them in the model itself")
     if is_function(source):
         return _from_function(source)
-    return _from_hugging_face(source, dtype)
+    return _from_hugging_face(source, dtype, empty)
 
 
 def tokenizer_of(source: str) -> str | None:
@@ -162,7 +169,7 @@ def _from_function(source: str) -> Model:
     return Model(layers, loss_fn)
 
 
-def _from_hugging_face(source: str, dtype: torch.dtype) -> Model:
+def _from_hugging_face(source: str, dtype: torch.dtype, empty: bool) -> Model:
     path = Path(source)
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
@@ -176,9 +183,9 @@ def _from_hugging_face(source: str, dtype: torch.dtype) -> Model:
         raise InputError(f"model: {source} needs: pip install transformers") from None
     from .huggingface import split_causal_lm
 
-    has_weights = path.is_dir() and any(path.glob("*.safetensors"))
+    has_weights = path.is_dir() and any(path.glob("*.safetensors")) and not empty
     try:
-        with _without_bars(transformers.utils.logging):
+        with _without_bars(transformers.utils.logging), torch.device("meta" if empty else "cpu"):
             model = _hugging_face_model(transformers, folder, dtype, has_weights)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())

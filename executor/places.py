@@ -47,6 +47,19 @@ def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:
     return [_memory(device) // devices.count(device) for device in devices]
 
 
+def count_peaks_anew(devices: Sequence[torch.device]) -> None:
+    """Forget the peaks of GPU memory so far."""
+    for device in set(devices):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(devices: Sequence[torch.device]) -> int | None:
+    """The most that was allocated on any of the GPUs; None where there is none."""
+    cuda = {device for device in devices if device.type == "cuda"}
+    return max(map(torch.cuda.max_memory_allocated, cuda), default=None)
+
+
 def _memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 0

@@ -73,7 +73,8 @@ class CudaMark:
     """A CUDA event."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        # Whoever waits for it sleeps: a thread that spins takes a core from the optimizer.
+        self.event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         self.device = stream.device
         self.event.record(stream)
 
@@ -119,6 +120,13 @@ class Clock:
         self.marks = {
             index: CudaMark(torch.cuda.current_stream(device)) for index, device in cuda.items()
         }
+
+
+def mark_now(device: torch.device) -> Mark:
+    """A mark behind all work so far on a device's current stream."""
+    if device.type == "cuda":
+        return CudaMark(torch.cuda.current_stream(device))
+    return CpuMark()
 
 
 def make_stream(device: torch.device) -> Stream:

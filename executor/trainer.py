@@ -1,5 +1,6 @@
 """Trainer: trains a model's layers by any policy."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,11 +32,19 @@ from .lanes import LaneThread, Run
 from .layers import Layers, Replica
 from .masters import HostCopies, Masters, OptimizerFactory
 from .measure import measure_layers
+from .measure_machine import measure_machine
 from .older import put_older_weights
 from .sizes import parse_bytes, say_bytes
 from .streams import Clock, CpuStream, make_stream
 from .values import Value, batch_size, moved, split_batch
 from .weights import DeviceWeights, resident_copy
+
+REPEATS = 3
+"""How often a layer is run to measure it, after once to warm up."""
+
+
+SWITCH_S = 0.0005
+"""How long, during a step, a thread that runs Python keeps the others waiting that want to."""
 
 
 class StepResult:
@@ -93,8 +102,8 @@ class Trainer:
     memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit is refused
         before the first step; on CUDA the limit is also enforced.
     trace: the layers' costs. None: they are measured at the first step, once.
-    machine: links and rates that the policy plans with, in the order of `devices`. None: transfers
-        and updates that take no time.
+    machine: links and rates that the policy plans with, in the order of `devices`. None: measured
+        at the first step on GPUs; on the CPU transfers and updates are planned to take no time.
     compute_dtype: dtype of the weights on devices; masters keep the layers' own. None: the same.
     autocast: run the layers under torch.autocast with this dtype.
     parameter_groups: makes the optimizer's groups of {name: parameter}.
@@ -138,7 +147,7 @@ class Trainer:
         self.trace, self.machine = trace, machine
         self.step_number = 0
         self.masters = Masters(self.layers, optimizer, parameter_groups)
-        self._loss_fn = loss_fn
+        self._loss_fn, self._optimizer_factory = loss_fn, optimizer
         self._compute_dtype, self._autocast = compute_dtype, autocast
         self._clip_norm, self._on_nan = clip_norm, on_nan
         self._randomness = Randomness(torch.initial_seed() if seed is None else seed)
@@ -173,6 +182,8 @@ class Trainer:
         parts = split_batch(inputs, bounds), split_batch(targets, bounds)
         shares = [(stop - first) / size for first, stop in pairwise(bounds)]
         cuda = {device.index for device in self.devices if device.type == "cuda"}
+        switching = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         try:
             # Layers draw from seeds of their own; whoever draws beside them is not to notice.
             with torch.random.fork_rng(sorted(cuda)):
@@ -182,6 +193,8 @@ class Trainer:
         except BaseException:
             self._abandon()
             raise
+        finally:
+            sys.setswitchinterval(switching)
         self.step_number += 1
         self.masters.note_step()
         if not np.isfinite(result.loss) and self._on_nan == "stop":
@@ -263,7 +276,7 @@ class Trainer:
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
                 )
-            machine = self._machine()
+            machine = self._machine_here()
             work = Work(self.trace, machine, self.microbatches)
             plan = self.policy.plan(work, self.step_number)
             if plan.clip != (self._clip_norm is not None):
@@ -296,9 +309,18 @@ class Trainer:
             compute=self._compute_dtype,
             autocast=self._autocast,
             state_bytes=8 if self._compute_dtype is None else 12,
+            repeats=REPEATS,
         )
 
-    def _machine(self) -> Machine:
+    def _machine_here(self) -> Machine:
+        on_gpus = any(device.type == "cuda" for device in self.devices)
+        if self.machine is None and on_gpus:
+            self.machine = measure_machine(
+                self.devices,
+                [0] * len(self.devices),
+                self._optimizer_factory,
+                self._compute_dtype,
+            )
         machine = self.machine or ideal_machine(len(self.devices))
         machine = machine.first_devices(len(self.devices))
         if not self.memory_limit:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from .values import Value, batch_size, tensors_of
+from .values import Value, count_tokens
 
 if TYPE_CHECKING:
     from .trainer import StepResult, Trainer
@@ -153,13 +153,6 @@ def _one_step(trainer: "Trainer", batches: Batches, scheduler: Any) -> StepRepor
         scheduler.step()
     rate = count_tokens(inputs) / (time.perf_counter() - start)
     return StepReport(trainer.step_number, result.loss, lr, rate, result)
-
-
-def count_tokens(inputs: Value) -> int:
-    """Tokens of a batch, or samples where it has none."""
-    first = tensors_of(inputs)[0]
-    is_tokens = first.ndim == 2 and not first.is_floating_point()
-    return first.numel() if is_tokens else batch_size(inputs)
 
 
 def _due(step: int, every: int, last: int) -> bool:

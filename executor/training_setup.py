@@ -10,14 +10,14 @@ from torch import nn
 from ..policies.work import Work
 from ..traces.errors import InputError
 from .masters import OptimizerFactory
-from .measure import measure_layers
+from .measure import Told, measure_layers
 from .measure_machine import measure_machine
 from .model_source import Model
-from .training_loop import Batches, count_tokens
+from .training_loop import Batches
 from .values import batch_size, split_batch
 
-REPEATS = 3
-"""How often a layer is run to measure it."""
+PROFILE_REPEATS = 10
+"""How often a layer is run to measure it for a prediction: a GPU that is warm is slower."""
 
 Groups = Callable[[Mapping[str, nn.Parameter]], list[dict[str, Any]]]
 
@@ -79,6 +79,7 @@ def measured_work(
     compute: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
     name: str = "layers",
+    told: Told = lambda layer, count, name: None,
 ) -> Work:
     """The work of a step on these devices: what layers and machine cost, measured now."""
     inputs, targets = batches.batch(0)
@@ -93,10 +94,12 @@ def measured_work(
         compute=compute,
         autocast=autocast,
         state_bytes=8 if compute is None else 12,
-        repeats=REPEATS,
+        repeats=PROFILE_REPEATS,
+        split=True,
+        told=told,
     )
-    named = trace.model_copy(update={"name": name, "microbatch_tokens": count_tokens(part)})
-    return Work(named, measure_machine(devices, memory_bytes, optimizer), microbatches)
+    named = trace.model_copy(update={"name": name})
+    return Work(named, measure_machine(devices, memory_bytes, optimizer, compute), microbatches)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -92,3 +92,10 @@ def split_batch(value: Value, bounds: list[int]) -> list[Value]:
 def batch_size(value: Value) -> int:
     """Size of the first dimension of a value's first tensor."""
     return tensors_of(value)[0].shape[0]
+
+
+def count_tokens(inputs: Value) -> int:
+    """Tokens of a batch, or samples where it has none."""
+    first = tensors_of(inputs)[0]
+    is_tokens = first.ndim == 2 and not first.is_floating_point()
+    return first.numel() if is_tokens else batch_size(inputs)

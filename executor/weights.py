@@ -32,8 +32,11 @@ class DeviceWeights:
         return self._copies[layer][-1]
 
     def drop(self, layer: int) -> WeightCopy:
-        """Let go of the oldest."""
-        return self._copies[layer].popleft()
+        """Let go of the oldest, in its module too."""
+        dropped = self._copies[layer].popleft()
+        if layer in self._replicas:
+            self._replicas[layer].release(dropped)
+        return dropped
 
     def held(self) -> list[int]:
         """The layers that are here."""

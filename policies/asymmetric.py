@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ..traces.errors import InputError
-from ..traces.machine import HOST
+from ..traces.machine import HOST, Machine
 from .work import Work
 
 Fits = Callable[[int, int], bool]
@@ -48,14 +48,43 @@ def visit_ns(work: Work, kinds: str, first: int, stop: int) -> int:
 def upload_ns(work: Work, first: int, stop: int) -> int:
     """Time to bring a range's weights to one device while all the others upload theirs."""
     nbytes = int(work.layer_bytes("param_bytes")[first:stop].sum())
-    machine = work.machine
+    rate = shared_bytes_per_s(work.machine)
+    return nbytes * 10**9 // rate if rate else 0
+
+
+def shared_bytes_per_s(machine: Machine) -> int:
+    """What one device has of the way to the host while all the others use theirs; 0: no limit."""
     if machine.hop_ns is not None or not machine.links:
         return 0
     names = {device.name for device in machine.devices}
     own = min((link.bytes_per_s for link in machine.links if names & {link.a, link.b}), default=0)
     shared = sum(link.bytes_per_s for link in machine.links if HOST in (link.a, link.b))
-    rate = min(rate for rate in (own, shared // len(names)) if rate) if own or shared else 0
-    return nbytes * 10**9 // rate if rate else 0
+    return min((rate for rate in (own, shared // len(names)) if rate), default=0)
+
+
+def finer(cut: AsymmetricCut) -> Iterator[AsymmetricCut]:
+    """Cuts that cost more visits and leave less to do at a step's ends.
+
+    The first visit waits for its weights, and behind the last one its gradients come down and its
+    layers are updated: with one layer there, or with all stages smaller, that is short.
+    """
+    forward, backward = cut.forward, cut.backward
+    first = (1, forward[0] - 1) if forward and forward[0] > 1 else forward[:1]
+    last = (backward[-1] - 1, 1) if backward[-1] > 1 and len(backward) > 1 else backward[-1:]
+    yield AsymmetricCut((*first, *forward[1:]), (*backward[:-1], *last))
+    for parts in (2, 4, max((*forward, *backward[1:]), default=1)):
+        yield AsymmetricCut(
+            _in_parts(forward, parts), (backward[0], *_in_parts(backward[1:], parts))
+        )
+
+
+def _in_parts(sizes: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """Each size in so many parts, as even as they get, or in ones."""
+    result: list[int] = []
+    for size in sizes:
+        count = min(parts, size)
+        result += [size * (n + 1) // count - size * n // count for n in range(count)]
+    return tuple(result)
 
 
 def good_cuts(work: Work, count: int, limit: int = 0) -> list[AsymmetricCut]:

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import ClassVar
 
 from ..traces.errors import InputError
-from .asymmetric import AsymmetricCut, good_cuts, upload_ns, visit_ns
-from .estimate import estimate
+from .asymmetric import AsymmetricCut, finer, good_cuts, upload_ns, visit_ns
+from .estimate import estimate, rough_makespan_ns
 from .lowering import lower
 from .op import Op
 from .order import order_of
@@ -18,6 +18,9 @@ from .work import Work, whole_number
 
 CANDIDATES = 12
 """How many promising cuts are tried out."""
+
+FINER = 4
+"""Of how many of them finer ones are tried, where a step's ends cost updates and transfers."""
 
 FITTED = 4
 """Of how many of them, quickest first, the memory is looked at."""
@@ -98,7 +101,12 @@ class RoundRobin:
         return cut
 
     def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
-        """A step's time with this cut if transfers took none; of a stale step, the steady one."""
+        """About a step's time with this cut; of a stale step, the steady one.
+
+        Transfers count where updates do, which both come behind a synchronous step's last op.
+        """
+        if self.optimizer == "sync" and work.machine.host.optimizer_params_per_s:
+            return rough_makespan_ns(lower([self._plan(work, 0, cut)], work))
         steps = 1 if self.optimizer == "sync" else STEPS
         table = OpTable.of([self._plan(work, step, cut) for step in range(steps)], work)
         ends = order_of(table, Visits.of(table)).step_end_ns
@@ -124,13 +132,17 @@ class RoundRobin:
 def _best_cut(policy: RoundRobin, work: Work) -> AsymmetricCut:
     """The quickest of the most promising cuts that fits the devices' memory, if one does."""
     # Beyond a few rounds more microbatches tell no more about a cut.
-    enough = min(work.microbatches, 4 * work.devices)
+    enough = min(work.microbatches, max(4 * work.devices, policy.round_size or 0))
     short = replace(work, microbatches=enough)
     limit = min(device.memory_bytes for device in work.machine.devices)
     quickest = None
     # What the next visit brings is not known while packing: where it is too much, pack less.
     for share in (1.0, 0.8, 0.6, 0.45, 0.3):
         cuts = good_cuts(work, CANDIDATES, int(limit * share))
+        if policy.optimizer == "sync" and work.machine.host.optimizer_params_per_s:
+            cuts = list(
+                dict.fromkeys([*cuts, *(each for cut in cuts[:FINER] for each in finer(cut))])
+            )
         cuts.sort(key=lambda cut: policy.step_ns(short, cut))
         quickest = quickest or cuts[0]
         fitting = (cut for cut in cuts[:FITTED] if not limit or policy.fits(work, cut))

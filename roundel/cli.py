@@ -1,4 +1,4 @@
-"""The command line: `roundel simulate | compare | plan | traces`."""
+"""The command line: `roundel simulate | compare | plan | traces | train | import` and others."""
 
 import io
 import json
@@ -13,11 +13,16 @@ from rich.console import Console
 
 from . import options as opt
 from . import report
+from .analytic_command import analytic
 from .api import Comparison, Simulation, compare_work, simulate_work
+from .import_command import import_trace
 from .policies.catalog import POLICIES
 from .policies.planning import plan_of
+from .profile_command import profile
+from .published_command import published
 from .traces.errors import InputError
 from .train_command import train
+from .validate_command import validate_command
 
 app = typer.Typer(
     name="roundel",
@@ -258,6 +263,18 @@ def traces() -> None:
 
 
 app.command(epilog="Example: roundel train examples/train.toml --policy auto")(train)
+app.command("import", epilog="Example: roundel import profile.json --tokens 8192 -o trace.json")(
+    import_trace
+)
+app.command(
+    epilog="Example: roundel analytic config.json --gpu rtx-4090 --sequence 2048 --batch 4 "
+    "-o trace.json"
+)(analytic)
+app.command(epilog="Example: roundel published --plot published.png")(published)
+app.command(epilog="Example: roundel profile decoder-10m --batch 4 -m 1 -o trace.json")(profile)
+app.command(
+    "validate", epilog="Example: roundel validate decoder-10m --policies gpipe,round-robin -o out"
+)(validate_command)
 
 
 def _json(simulation: Simulation) -> dict[str, Any]:

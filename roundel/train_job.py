@@ -18,6 +18,7 @@ from .train_progress import busy, say
 
 if TYPE_CHECKING:
     from .executor.masters import OptimizerFactory
+    from .executor.measure import Told
     from .executor.model_source import Model
     from .executor.places import Devices
     from .executor.trainer import Trainer
@@ -39,8 +40,11 @@ class Job:
     optimizer: "OptimizerFactory"
 
     @classmethod
-    def of(cls, config: TrainConfig) -> "Job":
-        """Find policies, devices, data and model, what takes longest last. Raises InputError."""
+    def of(cls, config: TrainConfig, empty: bool = False) -> "Job":
+        """Find policies, devices, data and model, what takes longest last. Raises InputError.
+
+        `empty`: a model without memory for its weights, to be measured.
+        """
         from .executor.model_source import (
             check_vocabulary,
             load_batches,
@@ -67,7 +71,12 @@ class Job:
         dtype = dtype_of(part.dtype)
         assert dtype is not None
         model = load_model(
-            part.name, tied=part.tied, dropout=part.dropout, dtype=dtype, seed=train.seed
+            part.name,
+            tied=part.tied,
+            dropout=part.dropout,
+            dtype=dtype,
+            seed=train.seed,
+            empty=empty,
         )
         check_vocabulary(model, batches)
         return cls(config, policies, devices, batches, model, optimizer)
@@ -95,7 +104,7 @@ class Job:
             if before is not None:
                 return before, None
         with busy("measuring", console):
-            work = self._measured()
+            work = self.measured()
         with busy("simulating", console) as status:
             chosen = choose(
                 work, self.policies, console, status.update if status else lambda what: None
@@ -104,7 +113,8 @@ class Job:
             save_choice(chosen, written, about)
         return chosen, work
 
-    def _measured(self) -> Work:
+    def measured(self, told: "Told" = lambda layer, count, name: None) -> Work:
+        """The work of a step, with what layers and machine cost, measured now."""
         from .executor.places import memory_limits
         from .executor.sizes import parse_bytes
         from .executor.training_setup import dtype_of, measured_work
@@ -119,7 +129,8 @@ class Job:
             self.optimizer,
             compute=dtype_of(part.compute_dtype),
             autocast=dtype_of(part.autocast),
-            name=part.name,
+            name=_short(part.name),
+            told=told,
         )
 
     def trainer(self, policy: Policy, work: Work | None) -> "Trainer":
@@ -189,6 +200,12 @@ class Job:
             f"layers, with {policy_name(policy)} on {places}: {self.config.train.steps} steps of "
             f"{self.config.train.batch} samples in {self.microbatches} microbatches"
         )
+
+
+def _short(source: str) -> str:
+    """What a model is called: of a config.json, its folder."""
+    path = Path(source)
+    return path.parent.name if path.name == "config.json" and path.parent.name else source
 
 
 def _policies(config: TrainConfig) -> dict[str, Policy]:

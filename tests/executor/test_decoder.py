@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import roundel
-from roundel.executor.decoder import Block, decoder_layers, rotated, token_loss
+from roundel.executor.decoder import Block, decoder_layers, rotated
 from roundel.executor.presets import PRESETS
+from roundel.executor.token_loss import token_loss
 from roundel.traces.shapes import DecoderShape, model_params
 
 SHAPE = DecoderShape(hidden=12, layers=2, heads=6, kv_heads=2, head_size=4, ffn=20, vocabulary=11)

@@ -14,19 +14,21 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SPACES = {"type": "Whitespace"}
 
 FILE = '''
+import threading
+
 import torch
 from torch import nn
 
 
 class Fails(nn.Module):
-    """Raises at its second run on a device."""
+    """Raises at its second run on a lane, not while it is measured."""
 
     def __init__(self, error):
         super().__init__()
         self.inner, self.error, self.runs = nn.Linear(8, 8), error, 0
 
     def forward(self, value):
-        self.runs += 1
+        self.runs += threading.current_thread().name.startswith("roundel ")
         if self.runs == 2:
             raise self.error
         return self.inner(value)

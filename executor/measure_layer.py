@@ -1,0 +1,223 @@
+"""One layer, run alone on a device: its times, and the bytes that it takes."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..traces.errors import InputError
+from ..traces.trace import LEAST_OF_BACKWARD, LayerCost
+from .deferred import Job, collecting, defer_linears
+from .layers import Layers, Layout, Replica, WeightCopy
+from .streams import Clock, Mark, mark_now
+from .values import (
+    Value,
+    as_leaves,
+    detached,
+    gradients_of,
+    nbytes_of,
+    tensors_of,
+)
+
+
+def _noting(saved: dict[int, int]) -> AbstractContextManager[Any]:
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+class LayerRun:
+    """A layer on a device, alone, with weights of its own, to be measured."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Layers,
+        layer: int,
+        device: torch.device,
+        compute: torch.dtype | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        parameters = layers.parameters_of(layer)
+        self.name = f"{layer}.{type(module).__name__}"
+        self.layout = Layout.of(parameters, compute)
+        copies = {
+            slot.name: nn.Parameter(
+                _weights(parameters[slot.name], slot.dtype, device),
+                requires_grad=slot.requires_grad,
+            )
+            for slot in self.layout.slots
+        }
+        self._replica, self._weights = Replica(module, device), WeightCopy(copies)
+        self.module = self._replica.bind(self._weights)
+        kept = self.module.state_dict()
+        self.buffers = {
+            name: (each, each._version)
+            for name, each in self.module.named_buffers()
+            if name in kept
+        }
+        self.parameters = copies
+        self.own = layers.owned_by(layer)
+        tied = layers.tied_to(layer)
+        self.tied_to = min(tied) if tied else None
+        self.device, self.autocast = device, autocast
+        self.finish: Callable[[Value], Any] = lambda output: output
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._replica.release(self._weights)
+        self.parameters = {}
+
+    def measure(
+        self, value: Value, needs: bool, state_bytes: int, repeats: int, split: bool
+    ) -> tuple[LayerCost, Value, bool]:
+        """What the layer costs, what comes out of it, and whether it drew random numbers.
+
+        `split`: also take backward apart into its input's and its weights' part.
+        """
+        marks: list[tuple[Mark, Mark, Mark]] = []
+        clock = Clock([self.device])
+        saved: dict[int, int] = {}
+        drew, saved_bytes = False, 1
+        at_most = 0
+        for number in range(repeats + 1):
+            leaves = as_leaves(value, needs)
+            allocated = _allocated(self.device)
+            before = _generator_state(self.device)
+            start = mark_now(self.device)
+            output = self._forward(leaves, None if number else saved)
+            middle = mark_now(self.device)
+            drew = drew or not torch.equal(before, _generator_state(self.device))
+            self._refuse_changed_buffers()
+            if not number:
+                saved_bytes = max(1, self._saved_bytes(saved, value, detached(output)))
+            self._backward(output)
+            marks.append((start, middle, mark_now(self.device)))
+            at_most = _most_allocated(self.device) - allocated
+            boundary = detached(output)
+            inputs_grads = sum(each.nbytes for each in gradients_of(leaves) if each is not None)
+            del leaves, output
+        marks[-1][-1].block()
+        self._drop_gradients()
+        # Work is not waited for between runs, as it is not in a step: launching costs no time then.
+        times = [[mark.time_ns(clock) for mark in each] for each in marks[-repeats:]]
+        forward_ns = _median([middle - start for start, middle, _ in times])
+        backward_ns = _median([end - middle for _, middle, end in times])
+        trained = [each for each in self.own.values() if each.requires_grad]
+        grads = [slot for slot in self.layout.slots if slot.requires_grad]
+        grad_bytes = sum(slot.stop - slot.start for slot in grads)
+        # The output is there twice: as itself and as its gradient. Gradients are there from before:
+        # those of a step's later microbatches are added to the first one's.
+        known = saved_bytes + 2 * nbytes_of(boundary) + inputs_grads
+        cost = LayerCost(
+            name=self.name,
+            forward_ns=forward_ns,
+            backward_ns=backward_ns,
+            param_bytes=max(1, self.layout.nbytes),
+            grad_bytes=grad_bytes,
+            optimizer_bytes=state_bytes * sum(each.numel() for each in trained),
+            trainable_params=sum(each.numel() for each in trained),
+            output_bytes=max(1, nbytes_of(boundary)),
+            saved_bytes=saved_bytes,
+            workspace_bytes=max(0, at_most - known),
+            tied_to=self.tied_to,
+        )
+        if split:
+            cost = cost.model_copy(update=self._parts(value, needs, backward_ns, repeats))
+        return cost, boundary, drew
+
+    def _parts(self, value: Value, needs: bool, backward_ns: int, repeats: int) -> dict[str, int]:
+        """Backward's parts: its linear layers' weights' part is what can be put off."""
+        defer_linears(self.module)
+        clock, marks = Clock([self.device]), []
+        for _ in range(repeats + 1):
+            jobs: list[Job] = []
+            with collecting(jobs):
+                output = self._forward(as_leaves(value, needs), None)
+            start = mark_now(self.device)
+            self._backward(output)
+            middle = mark_now(self.device)
+            for job in jobs:
+                job()
+            marks.append((start, middle, mark_now(self.device)))
+        marks[-1][-1].block()
+        self._drop_gradients()
+        times = [[mark.time_ns(clock) for mark in each] for each in marks[1:]]
+        of_input = _median([middle - start for start, middle, _ in times])
+        of_weights = _median([end - middle for _, middle, end in times])
+        if of_input + of_weights < LEAST_OF_BACKWARD * backward_ns:
+            # Two measurements of the same work: what disturbs one only makes it longer.
+            backward_ns = of_input + of_weights
+        return {
+            "backward_ns": backward_ns,
+            "backward_input_ns": of_input,
+            "backward_weight_ns": of_weights,
+        }
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _forward(self, leaves: Value, saved: dict[int, int] | None) -> Value:
+        """The output; where `saved` is given, the bytes of what is saved go there by address."""
+        casting = torch.autocast(
+            self.device.type, self.autocast or torch.bfloat16, self.autocast is not None
+        )
+        noting = nullcontext() if saved is None else _noting(saved)
+        with torch.enable_grad(), noting, casting:
+            return self.finish(self.module(leaves))
+
+    def _backward(self, output: Value) -> None:
+        outputs = [each for each in tensors_of(output) if each.requires_grad]
+        if outputs:
+            torch.autograd.backward(outputs, [torch.ones_like(each) for each in outputs])
+
+    def _saved_bytes(self, saved: dict[int, int], value: Value, boundary: Value) -> int:
+        known = [*tensors_of(value), *tensors_of(boundary), *self.parameters.values()]
+        for tensor in known:
+            saved.pop(tensor.untyped_storage().data_ptr(), None)
+        return sum(saved.values())
+
+    def _refuse_changed_buffers(self) -> None:
+        for name, (buffer, version) in self.buffers.items():
+            now = self.module.get_buffer(name)
+            if now is not buffer or now._version != version:
+                raise InputError(
+                    f"layers: {self.name}: its forward changes the buffer {name!r}, which "
+                    "microbatches and recompute would change several times a step; "
+                    "keep such values outside of the layers"
+                )
+
+
+def _weights(parameter: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of a parameter; of one without memory, small random numbers."""
+    if parameter.is_meta:
+        return torch.empty(parameter.shape, dtype=dtype, device=device).normal_(std=0.02)
+    return parameter.detach().to(device, dtype, copy=True)
+
+
+def _median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes allocated on a GPU, from where its peak is counted anew; 0 on the CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _most_allocated(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state()

@@ -1,0 +1,164 @@
+"""Predict a policy's step, run it, and say how far off the prediction was."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .analysis.metrics import Metrics, measure
+from .api import Simulation, simulate_work
+from .policies.plan import Plan
+from .policies.policy import Policy
+from .policies.work import Work
+from .traces.remeasured import trace_of_timeline
+from .traces.timeline import Timeline
+
+if TYPE_CHECKING:
+    from .train_job import Job
+
+WARM_UP = 2
+"""Steps before those that count: memory is taken and caches fill."""
+
+STALE_STEPS = 4
+"""Steps back to back from which a stale step's steady time is predicted."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One policy, predicted and measured.
+
+    step_s: seconds from one `step` call to the next, the median. memory_bytes: the peak on the
+    fullest device as its allocator counts it, None on the CPU. resimulated: from the times that the
+    run's own ops took, so that what is left is the cost model's.
+    """
+
+    name: str
+    predicted: Simulation
+    resimulated: Simulation
+    measured: Timeline
+    steps_s: tuple[float, ...]
+    memory_bytes: int | None
+
+    @property
+    def step_s(self) -> float:
+        """The measured step time."""
+        return statistics.median(self.steps_s)
+
+    @property
+    def one_step(self) -> Timeline:
+        """The predicted timeline of one step, to be laid over the measured one."""
+        if self.predicted.timeline.steps == 1:
+            return self.predicted.timeline
+        return simulate_work(self.predicted.work, self.predicted.policy, 1, self.name).timeline
+
+    @property
+    def metrics(self) -> Metrics:
+        """The figures of the measured timeline."""
+        return measure(self.measured)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in plain values."""
+        return {
+            "policy": self.name,
+            "predicted": self.predicted.metrics.to_json(self.name),
+            "resimulated": self.resimulated.metrics.to_json(self.name),
+            "measured": self.metrics.to_json(self.name),
+            "step_s": {
+                "predicted": self.predicted.metrics.step_s,
+                "resimulated": self.resimulated.metrics.step_s,
+                "measured": self.step_s,
+                "steps": self.steps_s,
+                "error": error(self.predicted.metrics.step_s, self.step_s),
+            },
+            "peak_memory_bytes": {
+                "predicted": max(self.predicted.metrics.peak_memory_bytes),
+                "measured": self.memory_bytes,
+            },
+            "differences": [vars(each) for each in differences(self.one_step, self.measured)],
+        }
+
+
+def error(predicted: float, measured: float) -> float:
+    """How much too long, as a share of what was measured."""
+    return predicted / measured - 1
+
+
+def validate(job: "Job", work: Work, name: str, policy: Policy, steps: int) -> Validation:
+    """Predict from `work`, then train `steps` steps for real. Raises what the trainer raises."""
+    predicted = predict(work, policy, name)
+    timeline, times, memory = run(job, work, policy, steps)
+    again = Work(trace_of_timeline(timeline, work.trace), work.machine, work.microbatches)
+    resimulated = predict(again, _Same(policy, work), name)
+    return Validation(name, predicted, resimulated, timeline, times, memory)
+
+
+def predict(work: Work, policy: Policy, name: str) -> Simulation:
+    """What a step is to take: the first one, or of a stale optimizer the steady one."""
+    stale = getattr(policy, "optimizer", "sync") == "stale"
+    return simulate_work(work, policy, STALE_STEPS if stale else 1, name)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Plans whatever it is asked to as if it were `work`: the plan that ran."""
+
+    policy: Policy
+    work: Work
+
+    def plan(self, work: Work, step: int) -> Plan:
+        return self.policy.plan(self.work, step)
+
+
+def run(
+    job: "Job", work: Work, policy: Policy, steps: int
+) -> tuple[Timeline, tuple[float, ...], int | None]:
+    """The last step's timeline, the seconds of each step that counts, and the peak memory."""
+    from .executor.places import count_peaks_anew, peak_memory
+
+    with job.trainer(policy, work) as trainer:
+        times = []
+        for number in range(WARM_UP + steps):
+            if number == WARM_UP:
+                count_peaks_anew(job.devices)
+            batch = job.batches.batch(number)
+            start = time.perf_counter()
+            result = trainer.step(*batch)
+            times.append(time.perf_counter() - start)
+        timeline = result.timeline
+        memory = peak_memory(job.devices)
+    return timeline, tuple(times[WARM_UP:]), memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a lane did of one kind: predicted and measured seconds, and when the last one ended."""
+
+    lane: str
+    kind: str
+    predicted_s: float
+    measured_s: float
+    predicted_end_s: float
+    measured_end_s: float
+
+
+def differences(predicted: Timeline, measured: Timeline, most: int = 3) -> list[Difference]:
+    """Where the two differ most in time at work, by lane and kind of task, largest first."""
+    sums = [_by_lane_and_kind(each) for each in (predicted, measured)]
+    found = []
+    for key in sorted(sums[0].keys() | sums[1].keys()):
+        (before, before_end), (after, after_end) = (each.get(key, (0.0, 0.0)) for each in sums)
+        found.append(Difference(*key, before, after, before_end, after_end))
+    return sorted(found, key=lambda each: -abs(each.measured_s - each.predicted_s))[:most]
+
+
+def _by_lane_and_kind(timeline: Timeline) -> dict[tuple[str, str], tuple[float, float]]:
+    """(seconds at work, last end) of each lane and kind, a step's worth."""
+    sums: dict[tuple[str, str], tuple[float, float]] = {}
+    for span in timeline.spans():
+        if span.step:
+            continue
+        key = span.lane.name, span.kind
+        total, end = sums.get(key, (0.0, 0.0))
+        length = (span.end_ns - span.start_ns) / 1e9
+        sums[key] = total + length, max(end, span.end_ns / 1e9)
+    return sums

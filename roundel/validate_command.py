@@ -1,0 +1,190 @@
+"""`roundel validate`."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from . import options as opt
+from . import train_options as own
+from .analysis.timeline_picture import draw_pair
+from .analysis.units import human_bytes, human_seconds, human_share
+from .options import policies_of
+from .policies.work import Work
+from .profile_command import measured, print_profile
+from .traces.errors import InputError, shown
+from .train import read_config
+from .train_progress import busy, say
+from .validate import Validation, differences, error, validate
+
+DEFAULT = "gpipe,1f1b,interleaved-1f1b,round-robin"
+
+
+def validate_command(
+    what: own.What = None,
+    policies: Annotated[
+        str,
+        typer.Option(
+            "--policies",
+            help="Names or file.py:Class, with commas between.",
+            rich_help_panel=opt.POLICY,
+        ),
+    ] = DEFAULT,
+    count: Annotated[
+        int, typer.Option("--measure", min=1, help="Steps to measure, after two to warm up.")
+    ] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder for the trace, the machine, all figures and a picture of each policy.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = None,
+    model: own.Model = None,
+    tied: own.Tied = None,
+    dtype: own.Dtype = None,
+    compute_dtype: own.ComputeDtype = None,
+    autocast: own.Autocast = None,
+    data: own.Data = None,
+    tokenizer: own.Tokenizer = None,
+    sequence: own.Sequence = None,
+    partition: opt.Partition = None,
+    recompute: opt.RecomputeOption = None,
+    chunks: opt.Chunks = None,
+    round_size: opt.RoundSize = None,
+    optimizer: opt.OptimizerOption = None,
+    optimizer_on: opt.OptimizerOn = None,
+    activations: opt.Activations = None,
+    weight_share: opt.WeightShare = None,
+    own_knobs: opt.Set = None,
+    devices: own.DeviceNames = None,
+    microbatches: own.Microbatches = None,
+    batch: own.Batch = None,
+    optim: own.Optim = None,
+    lr: own.Lr = None,
+    memory: own.Memory = None,
+    seed: own.Seed = None,
+) -> None:
+    """Predict policies' steps from a profile made now, run them, and say how far off it was."""
+    given = dict.fromkeys(own.FLAGS) | locals()
+    path, flags = own.flags_of(given)
+    config = read_config(path, flags)
+    console = Console()
+    if output:
+        _make(output)
+    from .executor.places import sharing_cores
+    from .train_job import Job
+
+    names = [each.strip() for each in policies.split(",") if each.strip()]
+    chosen = policies_of(names, config.policy.knobs())
+    with busy("loading", console):
+        job = Job.of(config)
+    validations: list[Validation] = []
+    with sharing_cores(job.devices), busy("measuring", console) as status:
+        tell = status.update if status else lambda what: None
+        work = measured(job, tell)
+        print_profile(console, work)
+        for name, policy in zip(names, chosen, strict=True):
+            tell(f"running {name}")
+            try:
+                validations.append(validate(job, work, name, policy, count))
+            except InputError as refused:
+                say(console, f"{name}: {refused}")
+    if not validations:
+        raise InputError("policies: none of them could run; the lines above say why")
+    print_validations(console, validations)
+    if output:
+        write_validations(output, work, validations)
+        say(console, f"wrote {shown(output)}: trace, machine, validate.json and pictures")
+
+
+def print_validations(console: Console, validations: list[Validation]) -> None:
+    """Predicted beside measured, the largest differences, and whether the order was right."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("policy", ""):
+        table.add_column(name, no_wrap=True)
+    for name in ("step", "bubble", "exposed transfers", "peak memory"):
+        table.add_column(name, justify="right")
+    for each in validations:
+        for row in _rows(each):
+            table.add_row(*row)
+        table.add_section()
+    console.print(table)
+    for each in validations:
+        for found in differences(each.one_step, each.measured, 2):
+            say(
+                console,
+                f"{each.name}: {found.lane}, {found.kind}: "
+                f"{human_seconds(found.predicted_s)} predicted, "
+                f"{human_seconds(found.measured_s)} measured; ends at "
+                f"{human_seconds(found.predicted_end_s)} / {human_seconds(found.measured_end_s)}",
+            )
+        left = error(each.resimulated.metrics.step_s, each.step_s)
+        say(console, f"{each.name}: with its own measured op times simulated again {left:+.1%}")
+    wrong = wrong_order(validations)
+    say(console, f"order of the policies: {wrong or 'as predicted'}")
+
+
+def wrong_order(validations: list[Validation]) -> str:
+    """The pairs of policies of which the other one was faster than predicted."""
+    pairs = [
+        f"{a.name} / {b.name}"
+        for a, b in combinations(validations, 2)
+        if (a.predicted.metrics.step_s - b.predicted.metrics.step_s) * (a.step_s - b.step_s) < 0
+    ]
+    return f"other than predicted for {', '.join(pairs)}" if pairs else ""
+
+
+def _rows(each: Validation) -> list[list[str]]:
+    predicted, real = each.predicted.metrics, each.metrics
+    expected, memory = max(predicted.peak_memory_bytes), each.memory_bytes
+    return [
+        [
+            each.name,
+            "predicted",
+            human_seconds(predicted.step_s),
+            human_share(predicted.bubble_ratio),
+            human_seconds(predicted.exposed_transfer_s / predicted.steps),
+            human_bytes(expected),
+        ],
+        [
+            "",
+            "measured",
+            human_seconds(each.step_s),
+            human_share(real.bubble_ratio),
+            human_seconds(real.exposed_transfer_s),
+            "not counted" if memory is None else human_bytes(memory),
+        ],
+        [
+            "",
+            "error",
+            f"{error(predicted.step_s, each.step_s):+.1%}",
+            f"{100 * (predicted.bubble_ratio - real.bubble_ratio):+.1f} points",
+            "",
+            "" if memory is None else f"{error(expected, memory):+.1%}",
+        ],
+    ]
+
+
+def write_validations(folder: Path, work: Work, validations: list[Validation]) -> None:
+    """The trace, the machine, all figures, and each policy's two timelines on one time axis."""
+    work.trace.save(folder / "trace.json")
+    work.machine.save(folder / "machine.json")
+    figures: dict[str, Any] = {"policies": [each.to_json() for each in validations]}
+    (folder / "validate.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for each in validations:
+        draw_pair(each.one_step, each.measured, folder / f"{each.name.replace(':', '-')}.png")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as mistake:
+        raise InputError(f"{folder}: cannot make this folder: {mistake.strerror}") from None

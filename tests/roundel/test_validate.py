@@ -1,0 +1,113 @@
+"""`roundel profile` and `roundel validate`: the whole loop, on virtual devices."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import roundel
+from roundel.cli import main
+from roundel.validate import differences
+
+SMALL = "decoder-tiny --devices cpu,cpu --batch 8 -m 4 --sequence 32"
+
+
+def run(line: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    return int(ended.value.code or 0)
+
+
+def test_a_profile_is_a_trace_and_a_machine_that_simulate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, machine = tmp_path / "trace.json", tmp_path / "machine.json"
+    assert run(f"profile {SMALL} -o {trace} --machine-output {machine}") == 0
+    output = capsys.readouterr().out
+    assert "4 x Block" in output
+    loaded = roundel.load_trace(trace)
+    assert loaded.microbatch_tokens == 64
+    assert all(layer.backward_weight_ns is not None for layer in loaded.layers)
+    assert output.splitlines()[-1].endswith(
+        f"next: roundel compare {trace} -d 2 -m 4 --machine {machine}"
+    )
+    assert run(f"compare {trace} -d 2 -m 4 --machine {machine} --policies gpipe,zb-h1") == 0
+
+
+def test_a_config_of_a_model_too_large_for_memory_is_profiled(tmp_path: Path) -> None:
+    """Qwen3-235B's shape but for thinner layers: 94 blocks of 128 experts, 4 GB of weights."""
+    pytest.importorskip("transformers")
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 94,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "moe_intermediate_size": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "vocab_size": 1000,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trace = tmp_path / "trace.json"
+    model = tmp_path / "config.json"
+    assert run(f"profile {model} --batch 2 -m 2 --sequence 16 -d cpu -o {trace}") == 0
+    loaded = roundel.load_trace(trace)
+    assert len(loaded.layers) == 96
+    assert loaded.name == tmp_path.name
+    experts = 128 * 3 * 128 * 128 * 4
+    assert experts < loaded.layers[50].param_bytes < 1.1 * experts
+
+
+def test_policies_are_predicted_run_and_laid_over_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(f"validate {SMALL} --policies 1f1b,round-robin --measure 2 -o {out}") == 0
+    output = capsys.readouterr().out
+    assert "order of the policies:" in output
+    names = {path.name for path in out.iterdir()}
+    assert names == {"trace.json", "machine.json", "validate.json", "1f1b.png", "round-robin.png"}
+    figures = json.loads((out / "validate.json").read_text())["policies"]
+    assert [each["policy"] for each in figures] == ["1f1b", "round-robin"]
+    for each in figures:
+        step = each["step_s"]
+        assert len(step["steps"]) == 2
+        assert step["error"] == pytest.approx(step["predicted"] / step["measured"] - 1)
+        assert each["measured"]["makespan_s"] > 0
+    # The same prediction comes from the files.
+    simulation = roundel.simulate(
+        out / "trace.json", "1f1b", microbatches=4, machine=out / "machine.json"
+    )
+    assert simulation.metrics.step_s == figures[0]["step_s"]["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"validate {SMALL} --policies nonsense", "nonsense"),
+        (f"validate {SMALL} --policies gpipe --chunks 2", "chunks: no policy among gpipe"),
+        (f"validate {SMALL} --policies gpipe -o /dev/null/x", "cannot make this folder"),
+        (f"validate {SMALL} --policies round-robin --memory 10KB", "none of them could run"),
+        ("profile no-such-model -o t.json", "no model 'no-such-model'"),
+        (f"profile {SMALL} -o /nowhere/t.json", "/nowhere/t.json"),
+    ],
+)
+def test_mistakes_are_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_largest_difference_is_named() -> None:
+    before = roundel.simulate("qwen3-1.7b-rtx4090", "gpipe", devices=2, microbatches=4).timeline
+    after = roundel.simulate("qwen3-1.7b-rtx4090", "gpipe", devices=2, microbatches=4).timeline
+    assert differences(before, after)[0].measured_s == differences(before, after)[0].predicted_s
+    (rows,) = ((after.kind == 0) & (after.lane == after.lane[after.kind == 0].max())).nonzero()
+    after.end_ns[rows] += 10**9
+    (found, *_) = differences(before, after)
+    assert found.measured_s - found.predicted_s == pytest.approx(len(rows))
+    assert found.lane.startswith("gpu1")

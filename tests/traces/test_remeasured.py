@@ -1,0 +1,57 @@
+"""A timeline that becomes a trace again."""
+
+import numpy as np
+import pytest
+
+import roundel
+from roundel.traces.remeasured import trace_of_timeline
+from roundel.traces.timeline import KINDS
+
+from ..costs import make_trace
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        roundel.GPipe(recompute="late", partition=(3, 2)),
+        roundel.ZBH1(partition=(2, 3)),
+        roundel.RoundRobin(partition=(2, 1, 2), backward_partition=(1, 2, 2)),
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_a_simulated_timeline_gives_its_own_trace_back(policy: roundel.Policy) -> None:
+    times = [(10, 20, 12), (30, 50, 30), (7, 9, 5), (100, 200, 110), (40, 80, 0)]
+    trace = make_trace([times[0]] * 5)
+    layers = tuple(
+        layer.model_copy(
+            update={
+                "forward_ns": f * 1000,
+                "backward_ns": b * 1000,
+                "recompute_ns": r * 1000,
+                "backward_input_ns": b * 600,
+                "backward_weight_ns": b * 400,
+            }
+        )
+        for layer, (f, b, r) in zip(trace.layers, times, strict=True)
+    )
+    trace = trace.model_copy(update={"layers": layers})
+    done = roundel.simulate(trace, policy, devices=2, microbatches=4)
+    again = trace_of_timeline(done.timeline, trace)
+    timed = roundel.simulate(again, policy, devices=2, microbatches=4)
+    assert timed.timeline.makespan_ns == done.timeline.makespan_ns
+    assert "from a measured timeline" in again.provenance
+
+
+def test_times_that_were_twice_as_long_are_twice_as_long() -> None:
+    trace = make_trace([(10, 20, 12)] * 4)
+    policy = roundel.OneFOneB(recompute="late", partition=(3, 1))
+    timeline = roundel.simulate(trace, policy, devices=2, microbatches=3).timeline
+    forward = timeline.kind == KINDS.index("F")
+    timeline.end_ns[forward] += (timeline.end_ns - timeline.start_ns)[forward]
+    # One op out of line does not count: the median does.
+    timeline.end_ns[np.flatnonzero(forward)[0]] += 10**6
+    again = trace_of_timeline(timeline, trace)
+    for before, after in zip(trace.layers, again.layers, strict=True):
+        assert after.forward_ns == 2 * before.forward_ns
+        assert after.backward_ns == before.backward_ns
+        assert after.recompute_ns == before.forward_ns
