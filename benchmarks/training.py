@@ -47,7 +47,11 @@ def make_layers(arguments: argparse.Namespace, device: str, dtype: torch.dtype) 
     torch.manual_seed(0)
     preset = PRESETS[arguments.model]
     layers = decoder_layers(
-        preset.shape, rotary_base=preset.rotary_base, device="meta", dtype=torch.float32
+        preset.shape,
+        rotary_base=preset.rotary_base,
+        device="meta",
+        dtype=torch.float32,
+        head_in_loss=arguments.head_in_loss,
     )
     drawn = torch.Generator(device="cuda:0").manual_seed(0)
     for layer in layers:
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4, help="in a microbatch")
     parser.add_argument("--microbatches", type=int, default=10)
     parser.add_argument("--steps", type=int, default=5, help="after two to warm up")
+    parser.add_argument("--head-in-loss", action="store_true", help="logits in parts, for all")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

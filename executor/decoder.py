@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from ..traces.errors import InputError
 from ..traces.shapes import DecoderShape
+from .head_loss import Projected
 
 ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-5
@@ -69,15 +70,22 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The last norm and the projection to logits (batch, sequence, vocabulary)."""
+    """The last norm and the projection to logits (batch, sequence, vocabulary).
 
-    def __init__(self, shape: DecoderShape) -> None:
+    in_loss: leave the projection to the loss, which makes logits in parts.
+    """
+
+    def __init__(self, shape: DecoderShape, in_loss: bool = False) -> None:
         super().__init__()
+        self.in_loss = in_loss
         self.norm = nn.RMSNorm(shape.hidden, NORM_EPS)
         self.project = nn.Linear(shape.hidden, shape.vocabulary, bias=False)
 
-    def forward(self, value: Tensor) -> Tensor:
-        return self.project(self.norm(value))  # type: ignore[no-any-return]
+    def forward(self, value: Tensor) -> Tensor | Projected:
+        normed = self.norm(value)
+        if self.in_loss:
+            return Projected(normed, self.project.weight)
+        return self.project(normed)  # type: ignore[no-any-return]
 
 
 def rotated(value: Tensor, base: float = ROTARY_BASE) -> Tensor:
@@ -103,12 +111,14 @@ def decoder_layers(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     init: bool = True,
+    head_in_loss: bool = False,
 ) -> list[nn.Module]:
     """Embedding, blocks and head: `shape.layers` + 2 modules.
 
     tied: the head's projection is the embedding's table.
     dropout: on the embedding's, attention's and SwiGLU's outputs.
     device: "meta" makes them without memory.
+    head_in_loss: the loss makes the logits, in parts; it must be `token_loss`.
     init: False leaves the weights as they are found in memory, to be filled from a file.
 
     Weights are drawn from torch's global generator: normal with 0.02, and those that write into
@@ -118,7 +128,7 @@ def decoder_layers(
     _check(shape)
     with torch.device("meta"):
         blocks = [Block(shape, dropout, rotary_base) for _ in range(shape.layers)]
-        embedding, head = Embedding(shape, dropout), Head(shape)
+        embedding, head = Embedding(shape, dropout), Head(shape, head_in_loss)
     layers = [embedding, *blocks, head]
     real = torch.device(device).type != "meta"
     for layer in layers:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..traces.errors import InputError
+from .head_loss import Projected
 from .layers import Layers
 from .token_loss import IGNORED, token_loss
 
@@ -16,13 +17,15 @@ SUPPORTED = "Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and GPT-2"
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 
 
-def split_causal_lm(model: nn.Module) -> Layers:
+def split_causal_lm(model: nn.Module, head_in_loss: bool = False) -> Layers:
     """The layers of a causal language model: embedding, blocks, and norm with head.
 
     Token ids (batch, sequence) go in, or a dict of `input_ids` and `attention_mask` (batch,
     sequence); logits (batch, sequence, vocabulary) come out. Leave the mask out where nothing is
-    padded: attention is faster without. Parameters keep the model's own names; a tied embedding and
-    head stay one parameter. A model in peft's wrapping gives layers with its adapters in them.
+    padded: attention is faster without. With `head_in_loss` the loss, `token_loss` or
+    `causal_lm_loss`, makes the logits, a part of them at a time, which needs much less memory.
+    Parameters keep the model's own names; a tied embedding and head stay one parameter. A model in
+    peft's wrapping gives layers with its adapters in them.
 
     Raises InputError for a model of another kind, one that checkpoints by itself, and one with
     prompts learned by peft.
@@ -35,14 +38,14 @@ def split_causal_lm(model: nn.Module) -> Layers:
         modules = [
             LlamaEmbedding(body.embed_tokens, _rotary(body)),
             *(LlamaBlock(block, _window(block)) for block in body.layers),
-            Head(body.norm, lm.lm_head),
+            Head(body.norm, lm.lm_head, head_in_loss),
         ]
     elif family == "gpt2" and hasattr(lm, "lm_head"):
         body = lm.transformer
         modules = [
             Gpt2Embedding(body.wte, body.wpe, body.drop),
             *(Gpt2Block(block) for block in body.h),
-            Head(body.ln_f, lm.lm_head),
+            Head(body.ln_f, lm.lm_head, head_in_loss),
         ]
     else:
         raise InputError(
@@ -80,12 +83,12 @@ def _global_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
     return {name: names[id(each)] for name, each in (*parameters, *buffers)}
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def causal_lm_loss(logits: Tensor | Projected, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each token's logits for the next label, in float32 or wider.
 
-    logits: (batch, sequence, vocabulary); labels: (batch, sequence), the input's own tokens. Labels
-    of -100 do not count; where none counts, the loss is 0. The mean is over one microbatch: those
-    with more labels that do not count weigh the others more.
+    logits: (batch, sequence, vocabulary), or what they are made from; labels: (batch, sequence),
+    the input's own tokens. Labels of -100 do not count; where none counts, the loss is 0. The mean
+    is over one microbatch: those with more labels that do not count weigh the others more.
     """
     return token_loss(logits, functional.pad(labels[:, 1:], (0, 1), value=IGNORED))
 
@@ -214,11 +217,15 @@ def _first(output: Any) -> Tensor:
 
 
 class Head(nn.Module):
-    """The last norm and the projection to logits."""
+    """The last norm and the projection to logits; `in_loss`: the loss makes those, in parts."""
 
-    def __init__(self, norm: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, lm_head: nn.Module, in_loss: bool) -> None:
         super().__init__()
-        self.norm, self.lm_head = norm, lm_head
+        self.norm, self.lm_head, self.in_loss = norm, lm_head, in_loss
 
-    def forward(self, value: dict[str, Any]) -> Tensor:
-        return self.lm_head(self.norm(value["hidden"]))  # type: ignore[no-any-return]
+    def forward(self, value: dict[str, Any]) -> Tensor | Projected:
+        normed, head = self.norm(value["hidden"]), self.lm_head
+        # What is no plain projection, such as one with an adapter, makes its logits itself.
+        if self.in_loss and type(head) is nn.Linear and head.bias is None:
+            return Projected(normed, head.weight)
+        return head(normed)  # type: ignore[no-any-return]

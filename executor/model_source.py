@@ -56,6 +56,7 @@ def load_model(
             rotary_base=preset.rotary_base,
             dtype=dtype,
             device="meta" if empty else "cpu",
+            head_in_loss=True,
         )
         return Model(Layers(layers), token_loss, preset.shape.vocabulary)
     if tied or dropout:
@@ -190,7 +191,7 @@ def _from_hugging_face(source: str, dtype: torch.dtype, empty: bool) -> Model:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model: {shown(folder)}: {reason}") from error
-    return Model(split_causal_lm(model), token_loss, model.config.vocab_size)
+    return Model(split_causal_lm(model, head_in_loss=True), token_loss, model.config.vocab_size)
 
 
 def _hugging_face_model(

@@ -20,7 +20,13 @@ VOCABULARY, BATCH, LENGTH = 40, 6, 9
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 DROPOUT = {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
 SGD = partial(torch.optim.SGD, lr=0.5)
-WITHOUT_HEAD = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+WITHOUT_HEAD = {
+    "qwen3_moe": "Qwen3Moe",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+}
 
 Data = list[tuple[dict[str, Tensor], Tensor]]
 
@@ -49,8 +55,12 @@ def make(family: str, **options: Any) -> Any:
         "num_hidden_layers": 6,
         "vocab_size": VOCABULARY,
     }
+    if family == "qwen3_moe":
+        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     kind = WITHOUT_HEAD[family]
     config = getattr(transformers, f"{kind}Config")(**sizes | options)
+    # What multiplies for all experts at once knows no float64.
+    config._experts_implementation = "eager"
     return getattr(transformers, f"{kind}ForCausalLM")(config).double().train()
 
 
@@ -81,11 +91,16 @@ def plain(model: Any, data: Data) -> list[float]:
 
 
 def train(
-    model: nn.Module, data: Data, policy: roundel.Policy, **options: Any
+    model: nn.Module,
+    data: Data,
+    policy: roundel.Policy,
+    *,
+    head_in_loss: bool = False,
+    **options: Any,
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Train the split model; its losses and weights."""
     with roundel.Trainer(
-        split_causal_lm(model),
+        split_causal_lm(model, head_in_loss),
         causal_lm_loss,
         policy=policy,
         optimizer=SGD,
@@ -112,6 +127,18 @@ def same_training(
     for name, each in reference.named_parameters():
         torch.testing.assert_close(state[name], each.detach().cpu(), rtol=0, atol=1e-11)
     return state
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "qwen3_moe"])
+def test_the_head_in_the_loss_trains_the_same(family: str) -> None:
+    data = batches("right")
+    reference = make(family).to(toy.DEVICE)
+    expected = plain(reference, [_there(pair) for pair in data])
+    policy = roundel.RoundRobin(**toy.CUTS)
+    losses, state = train(make(family), data, policy, head_in_loss=True)
+    assert losses == pytest.approx(expected, abs=1e-11)
+    for name, each in reference.named_parameters():
+        torch.testing.assert_close(state[name], each.detach().cpu(), rtol=0, atol=1e-11)
 
 
 def _there(pair: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
