@@ -26,6 +26,10 @@ class Graph:
     jobs: list[Job] = field(default_factory=list)
 
 
+_UPDATE = -1
+"""Stands where a microbatch does: an update is of none."""
+
+
 class Randomness:
     """Makes layers draw the same numbers whenever they run for the same step and microbatch.
 
@@ -33,8 +37,9 @@ class Randomness:
     such layers take turns on it.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, updates_draw: bool = False) -> None:
         self.seed = seed
+        self.updates_draw = updates_draw
         self.draws: set[int] = set()
         self._lock = threading.Lock()
 
@@ -44,8 +49,21 @@ class Randomness:
         if layer not in self.draws:
             yield
             return
+        with self._seeded(layer_seed(self.seed, layer, step, microbatch), device):
+            yield
+
+    @contextmanager
+    def of_update(self, layer: int, step: int, device: torch.device) -> Iterator[None]:
+        """Numbers that an update of a layer draws, as for stochastic rounding, are its own too."""
+        if not self.updates_draw:
+            yield
+            return
+        with self._seeded(layer_seed(self.seed, layer, step, _UPDATE), device):
+            yield
+
+    @contextmanager
+    def _seeded(self, seed: int, device: torch.device) -> Iterator[None]:
         with self._lock:
-            seed = layer_seed(self.seed, layer, step, microbatch)
             if device.type == "cuda":
                 torch.cuda.default_generators[device.index or 0].manual_seed(seed)
             else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..policies.op import Op
 from ..policies.program import LABEL_CODE, Program
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
-from .compute import Computer, Graph
+from .compute import Computer, Graph, Randomness
 from .layers import Layers, WeightCopy
 from .masters import GradientBook, HostCopies, Masters, Scratch
 from .store import Key, Store
@@ -39,6 +39,7 @@ class Machinery:
         clip_norm: float | None,
         pin: bool,
         streams: list[Stream],
+        randomness: Randomness,
     ) -> None:
         self.layers = layers
         self.devices = devices
@@ -49,6 +50,7 @@ class Machinery:
         self.clip_norm = clip_norm
         self.pin = pin
         self.streams = streams
+        self.randomness = randomness
         self.scratch = Scratch()
 
 
@@ -299,7 +301,9 @@ class StepEngine:
             self._book.add(each, self._weights(device, each).take_gradients(names))
         scratch = machinery.scratch if rules.optimizer_on == "host" else None
         self._book.assign(layer, self._scale, scratch)
-        machinery.masters.step(layer, self._settings)
+        place = machinery.devices[device] if rules.optimizer_on == "device" else HOST
+        with machinery.randomness.of_update(layer, self._step, place):
+            machinery.masters.step(layer, self._settings)
         if rules.weights == "resident":
             for each in here:
                 refresh_resident(layers, each, self._weights(device, each))

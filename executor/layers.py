@@ -63,6 +63,11 @@ class Layers:
             for name, parameter in self.owned_by(layer).items():
                 yield self.names[layer][name], parameter
 
+    def dtype(self) -> torch.dtype:
+        """Of the first parameter that is trained; of models with several it stands for all."""
+        trained = (each.dtype for _, each in self.named_parameters() if each.requires_grad)
+        return next(trained, torch.float32)
+
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Every persistent buffer, named after the parameters of its layer."""
         for layer, module in enumerate(self.modules):

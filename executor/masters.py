@@ -3,7 +3,6 @@
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable
-from copy import copy
 from typing import Any
 
 import torch
@@ -39,7 +38,9 @@ class Masters:
     def _part(self, layer: int) -> Optimizer | None:
         """The optimizer with only the parameters that a layer owns; shares state with the whole."""
         mine = {id(each) for each in self.layers.owned_by(layer).values()}
-        part = copy(self.optimizer)
+        # Not by copy(), which leaves out what a class of its own keeps beside groups and state.
+        part: Optimizer = object.__new__(type(self.optimizer))
+        part.__dict__.update(vars(self.optimizer))
         part.state = self.optimizer.state
         part.param_groups = [
             {**group, "params": [each for each in group["params"] if id(each) in mine]}

@@ -35,6 +35,7 @@ from .measure import measure_layers
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .sizes import parse_bytes, say_bytes
+from .state_bytes import state_bytes
 from .streams import Clock, CpuStream, make_stream
 from .values import Value, batch_size, moved, split_batch
 from .weights import DeviceWeights, resident_copy
@@ -150,7 +151,9 @@ class Trainer:
         self._loss_fn, self._optimizer_factory = loss_fn, optimizer
         self._compute_dtype, self._autocast = compute_dtype, autocast
         self._clip_norm, self._on_nan = clip_norm, on_nan
-        self._randomness = Randomness(torch.initial_seed() if seed is None else seed)
+        # torch's own optimizers draw no random numbers; others may, as to round by chance.
+        draws = not type(self.optimizer).__module__.startswith("torch.optim.")
+        self._randomness = Randomness(torch.initial_seed() if seed is None else seed, draws)
         self._training = any(module.training for module in self.layers.modules)
         self._ready: _Ready | None = None
         self._programs: dict[Plan, ProgramTables] = {}
@@ -308,7 +311,9 @@ class Trainer:
             self.devices[0],
             compute=self._compute_dtype,
             autocast=self._autocast,
-            state_bytes=8 if self._compute_dtype is None else 12,
+            state_bytes=state_bytes(
+                self._optimizer_factory, self.layers.dtype(), self._compute_dtype
+            ),
             repeats=REPEATS,
         )
 
@@ -381,6 +386,7 @@ class Trainer:
             self._clip_norm,
             pin,
             streams,
+            self._randomness,
         )
 
     def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:

@@ -1,6 +1,7 @@
 """What a training is made of, from names and numbers: optimizer, dtypes, measured work."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -13,6 +14,7 @@ from .masters import OptimizerFactory
 from .measure import Told, measure_layers
 from .measure_machine import measure_machine
 from .model_source import Model
+from .state_bytes import state_bytes
 from .training_loop import Batches
 from .values import batch_size, split_batch
 
@@ -28,15 +30,18 @@ def dtype_of(name: str | None) -> torch.dtype | None:
 
 
 def optimizer_factory(name: str, lr: float, options: Mapping[str, Any]) -> OptimizerFactory:
-    """The class of torch.optim called `name`, with its options.
+    """The class of torch.optim called `name`, or `module.Class` of a package, with its options.
 
     Fused kernels are used where it has them and nothing else is asked for. Raises InputError.
     """
-    kind = getattr(torch.optim, name, None)
+    kind = getattr(torch.optim, name, None) if "." not in name else _class_of_package(name)
     if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
         names = [key for key, value in vars(torch.optim).items() if isinstance(value, type)]
         known = ", ".join(sorted(set(names) - {"Optimizer", "LBFGS"}))
-        raise InputError(f"optimizer: torch.optim has no {name!r}; it has {known}")
+        raise InputError(
+            f"optimizer: torch.optim has no {name!r}; it has {known}; "
+            "write a package's own as module.Class"
+        )
     if name == "LBFGS":
         raise InputError("optimizer: LBFGS needs all parameters at once; use another")
     accepted = signature(kind).parameters
@@ -54,6 +59,14 @@ def optimizer_factory(name: str, lr: float, options: Mapping[str, Any]) -> Optim
             raise InputError(f"optimizer: {name}: {error}") from error
 
     return make
+
+
+def _class_of_package(name: str) -> Any:
+    module, _, leaf = name.rpartition(".")
+    try:
+        return getattr(import_module(module), leaf, None)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"optimizer: {name}: cannot import {module}: {error}") from error
 
 
 def decay_groups(weight_decay: float) -> Groups:
@@ -93,7 +106,7 @@ def measured_work(
         devices[0],
         compute=compute,
         autocast=autocast,
-        state_bytes=8 if compute is None else 12,
+        state_bytes=state_bytes(optimizer, model.layers.dtype(), compute),
         repeats=PROFILE_REPEATS,
         split=True,
         told=told,
@@ -105,7 +118,11 @@ def measured_work(
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group this learning rate, whatever a checkpoint said, for a scheduler to begin."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = lr
+        group["initial_lr"] = lr
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def explain(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """Policy `auto`: every policy of the library on what was measured here; the winner trains."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ WEIGHT_SHARE = 0.5
 RECOMPUTE: tuple[Recompute, ...] = ("none", "early")
 
 
-def candidates(knobs: dict[str, Any]) -> dict[str, Policy]:
+def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     """Every policy with and without recompute, with those of the knobs that it has, by a name.
 
-    Raises InputError for a knob that none of them has.
+    Of round-robin also those that keep things in other places, or take all of a step's
+    microbatches in one round. Raises InputError for a knob that none of them has.
     """
     every = {knob for name in POLICIES for knob in known_knobs(name)}
     unknown = sorted(set(knobs) - every)
@@ -36,15 +37,39 @@ def candidates(knobs: dict[str, Any]) -> dict[str, Policy]:
         raise InputError(f"{', '.join(unknown)}: no policy of the library has this")
     wanted = {"weight_share": WEIGHT_SHARE, **knobs}
     modes = [knobs["recompute"]] if "recompute" in knobs else RECOMPUTE
-    made = {}
-    for name, kind in POLICIES.items():
+    made: dict[str, Policy] = {}
+    for name in POLICIES:
         mine = {knob: value for knob, value in wanted.items() if knob in known_knobs(name)}
+        if POLICIES[name] is RoundRobin:
+            made |= _round_robins(name, modes, mine, knobs, microbatches)
+            continue
         for mode in modes:
-            # What is streamed cannot keep what forward saved.
-            if mode != "none" or kind is not RoundRobin:
-                title = name if mode == "none" or kind is RoundRobin else f"{name}, recompute"
-                made[title] = make_policy(name, **{**mine, "recompute": mode})
+            title = name if mode == "none" else f"{name}, recompute"
+            made[title] = make_policy(name, **{**mine, "recompute": mode})
     return made
+
+
+def _round_robins(
+    name: str,
+    modes: Sequence[Recompute],
+    mine: dict[str, Any],
+    knobs: dict[str, Any],
+    microbatches: int,
+) -> dict[str, Policy]:
+    """Round-robin as it is, and with one of the knobs that were not given set to another value."""
+    # What is streamed cannot keep what forward saved.
+    base = {**mine, "recompute": next((mode for mode in modes if mode != "none"), None)}
+    if base["recompute"] is None:
+        return {}
+    others: dict[str, dict[str, Any]] = {
+        "one round": {"round_size": microbatches},
+        "activations on the device": {"activations": "device"},
+        "states through the device": {"optimizer_on": "device"},
+    }
+    free = {title: each for title, each in others.items() if not each.keys() & knobs.keys()}
+    return {name: make_policy(name, **base)} | {
+        f"{name}, {title}": make_policy(name, **base | each) for title, each in free.items()
+    }
 
 
 def choose(

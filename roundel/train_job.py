@@ -56,8 +56,8 @@ class Job:
 
         part, data, train = config.model, config.data, config.train
         _refuse_to_mix(config)
-        policies = _policies(config)
         devices = find_devices(train.devices)
+        policies = _policies(config, _microbatches(config, devices))
         decay = {} if train.weight_decay is None else {"weight_decay": train.weight_decay}
         optimizer = optimizer_factory(train.optimizer, train.lr, {**train.options, **decay})
         batches = load_batches(
@@ -84,8 +84,7 @@ class Job:
     @property
     def microbatches(self) -> int:
         """The microbatches of a step."""
-        train = self.config.train
-        return train.microbatches or min(train.batch, 2 * len(self.devices))
+        return _microbatches(self.config, self.devices)
 
     @property
     def folder(self) -> Path | None:
@@ -208,12 +207,16 @@ def _short(source: str) -> str:
     return path.parent.name if path.name == "config.json" and path.parent.name else source
 
 
-def _policies(config: TrainConfig) -> dict[str, Policy]:
+def _microbatches(config: TrainConfig, devices: "Devices") -> int:
+    return config.train.microbatches or min(config.train.batch, 2 * len(devices))
+
+
+def _policies(config: TrainConfig, microbatches: int) -> dict[str, Policy]:
     """The policy that was named, or those that `auto` compares, with their knobs, by name."""
     name, knobs = config.policy.name, config.policy.knobs()
     clip = {"clip": True} if config.train.clip_norm else {}
     if name == AUTO:
-        return candidates({**knobs, **clip})
+        return candidates({**knobs, **clip}, microbatches)
     clips = clip if "clip" in known_knobs(name) else {}
     return {name: policies_of([name], {**knobs, **clips})[0]}
 

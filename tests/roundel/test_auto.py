@@ -1,0 +1,42 @@
+"""What `auto` compares."""
+
+import pytest
+
+import roundel
+from roundel.auto import candidates
+
+
+def test_round_robin_in_several_places_and_rounds() -> None:
+    found = candidates({}, microbatches=8)
+    ours = {name: each for name, each in found.items() if isinstance(each, roundel.RoundRobin)}
+    assert set(ours) == {
+        "round-robin",
+        "round-robin, one round",
+        "round-robin, activations on the device",
+        "round-robin, states through the device",
+    }
+    assert ours["round-robin, one round"].round_size == 8
+    assert all(each.recompute == "early" for each in ours.values())
+    assert "gpipe" in found
+    assert found["gpipe, recompute"].recompute == "early"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "gone"),
+    [
+        ({"round_size": 4}, "one round"),
+        ({"activations": "host"}, "activations on the device"),
+        ({"optimizer_on": "host"}, "states through the device"),
+    ],
+)
+def test_what_was_asked_for_is_not_changed(knobs: dict, gone: str) -> None:
+    found = candidates(knobs, microbatches=8)
+    assert f"round-robin, {gone}" not in found
+    ((knob, value),) = knobs.items()
+    ours = [each for each in found.values() if isinstance(each, roundel.RoundRobin)]
+    assert len(ours) == 3
+    assert all(getattr(each, knob) == value for each in ours)
+
+
+def test_without_recompute_nothing_is_streamed() -> None:
+    assert not any("round-robin" in name for name in candidates({"recompute": "none"}, 8))
