@@ -41,6 +41,7 @@ def policies_for(trace: str) -> list[roundel.Policy]:
         roundel.ZBH2(recompute="early", weight_share=share),
         roundel.ZBV(recompute="early", weight_share=share),
         roundel.RoundRobin(),
+        roundel.LayerToLayer(),
     ]
 
 

@@ -36,8 +36,8 @@ def split_causal_lm(model: nn.Module, head_in_loss: bool = False) -> Layers:
     if family in _LLAMA_LIKE and hasattr(lm, "lm_head"):
         body = lm.model
         modules = [
-            LlamaEmbedding(body.embed_tokens, _rotary(body)),
-            *(LlamaBlock(block, _window(block)) for block in body.layers),
+            LlamaEmbedding(body.embed_tokens),
+            *(LlamaBlock(block, _window(block), _rotary(body)) for block in body.layers),
             Head(body.norm, lm.lm_head, head_in_loss),
         ]
     elif family == "gpt2" and hasattr(lm, "lm_head"):
@@ -146,28 +146,28 @@ def _mask(
 
 
 class LlamaEmbedding(nn.Module):
-    """Token ids to a dict of what the blocks pass on: hidden, cos, sin and padding."""
+    """Token ids to a dict of what the blocks pass on: hidden and padding."""
 
-    def __init__(self, embed_tokens: nn.Module, rotary: nn.Module) -> None:
+    def __init__(self, embed_tokens: nn.Module) -> None:
         super().__init__()
         self.embed_tokens = embed_tokens
-        self.rotary = rotary
 
     def forward(self, value: Any) -> dict[str, Any]:
         tokens, padding = _tokens_and_padding(value)
-        hidden = self.embed_tokens(tokens)
-        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        cos, sin = self.rotary(hidden, places)
-        return {"hidden": hidden, "cos": cos, "sin": sin, "padding": padding}
+        return {"hidden": self.embed_tokens(tokens), "padding": padding}
 
 
 class LlamaBlock(nn.Module):
-    """A decoder layer of Llama or of a model built like it."""
+    """A decoder layer of Llama or of a model built like it.
 
-    def __init__(self, block: nn.Module, window: int | None) -> None:
+    It makes its rotary embedding itself: that costs less than to pass it on and keep it.
+    """
+
+    def __init__(self, block: nn.Module, window: int | None, rotary: nn.Module) -> None:
         super().__init__()
         self.block: Any = block
         self.window = window
+        self.rotary = rotary
 
     def forward(self, value: dict[str, Any]) -> dict[str, Any]:
         hidden = value["hidden"]
@@ -175,11 +175,15 @@ class LlamaBlock(nn.Module):
         output = self.block(
             hidden,
             attention_mask=_mask(kind, hidden, value["padding"], self.window),
-            # Nobody wants their gradients, which would be made and moved all the same.
-            position_embeddings=(value["cos"].detach(), value["sin"].detach()),
+            position_embeddings=self.rotary(hidden, _places(hidden)),
             use_cache=False,
         )
         return {**value, "hidden": _first(output)}
+
+
+def _places(hidden: Tensor) -> Tensor:
+    """The place of each token of (batch, sequence, ...), (1, sequence)."""
+    return torch.arange(hidden.shape[1], device=hidden.device)[None]
 
 
 class Gpt2Embedding(nn.Module):
@@ -191,8 +195,7 @@ class Gpt2Embedding(nn.Module):
 
     def forward(self, value: Any) -> dict[str, Any]:
         tokens, padding = _tokens_and_padding(value)
-        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        hidden = self.dropout(self.tokens(tokens) + self.positions(places))
+        hidden = self.dropout(self.tokens(tokens) + self.positions(_places(tokens)))
         return {"hidden": hidden, "padding": padding}
 
 

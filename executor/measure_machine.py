@@ -45,7 +45,7 @@ def measure_machine(
     rate = updates[host] if host in updates else _updates_per_s(host, optimizer, compute)
     return Machine(
         name="this machine",
-        host=Host(optimizer_params_per_s=rate),
+        host=Host(optimizer_params_per_s=rate, sum_params_per_s=_sums_per_s(compute)),
         devices=tuple(made),
         switches=tuple(node for node in nodes.values() if node.startswith("bus ")),
         links=tuple(links),
@@ -83,6 +83,12 @@ def _updates_per_s(
         return weights.copy_(parameter) if compute is not None else parameter
 
     return SIDE**2 * 1_000_000_000 // max(1, _shortest_ns(step, (device,)))
+
+
+def _sums_per_s(compute: torch.dtype | None) -> int:
+    sums, gradient = (torch.zeros(SIDE, SIDE, dtype=compute) for _ in range(2))
+    host = (torch.device("cpu"),)
+    return SIDE**2 * 1_000_000_000 // max(1, _shortest_ns(lambda: sums.add_(gradient), host))
 
 
 def _shortest_ns(work: Callable[[], object], devices: Sequence[torch.device]) -> int:

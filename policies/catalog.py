@@ -12,6 +12,7 @@ from typing import cast
 from ..traces.errors import InputError, shown
 from .gpipe import GPipe
 from .interleaved_1f1b import Interleaved1F1B
+from .layer_to_layer import LayerToLayer
 from .looped_bfs import LoopedBFS
 from .one_f_one_b import OneFOneB
 from .planning import check_knobs, failure
@@ -32,6 +33,7 @@ POLICIES: dict[str, type] = {
         ZBH2,
         ZBV,
         RoundRobin,
+        LayerToLayer,
     )
 }
 """Every policy of the package, by its command-line name."""

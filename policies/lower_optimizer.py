@@ -129,6 +129,12 @@ def _host_rate(table: OpTable, count: int) -> Ints:
     return np.full(count, table.work.machine.host.optimizer_params_per_s, dtype=np.int64)
 
 
+def _sum_ns(table: OpTable, layer: Ints, downloads: Ints) -> NDArray[np.int64]:
+    """Time to add up what came down for each layer in several parts, charged with its update."""
+    rate = np.full(len(layer), table.work.machine.host.sum_params_per_s, dtype=np.int64)
+    return np.maximum(downloads - 1, 0) * _update_ns(table, layer, rate)
+
+
 def _gradients(builder: ProgramBuilder, table: OpTable, made: _Made, until: Ints) -> None:
     nbytes = table.work.layer_bytes("grad_bytes")[made.layer]
     builder.buffers("gradients", made.layer, made.device, nbytes, made.first_grad, until)
@@ -196,7 +202,8 @@ def _update_on_host(
         stop=layer + 1,
         microbatch=-1,
         step=step,
-        duration_ns=_update_ns(table, layer, _host_rate(table, len(layer))),
+        duration_ns=_update_ns(table, layer, _host_rate(table, len(layer)))
+        + _sum_ns(table, layer, np.bincount(which[downloads[rows] >= 0], minlength=len(cells))),
         source=-1,
         target=-1,
         key=key,

@@ -6,6 +6,7 @@ from .api import Comparison, Simulation, compare, make_work, simulate
 from .policies.catalog import POLICIES, make_policy
 from .policies.gpipe import GPipe
 from .policies.interleaved_1f1b import Interleaved1F1B
+from .policies.layer_to_layer import LayerToLayer
 from .policies.looped_bfs import LoopedBFS
 from .policies.one_f_one_b import OneFOneB
 from .policies.op import Op
@@ -54,6 +55,7 @@ __all__ = [
     "InputError",
     "Interleaved1F1B",
     "LayerCost",
+    "LayerToLayer",
     "Layers",
     "Link",
     "LoopedBFS",

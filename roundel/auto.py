@@ -12,7 +12,7 @@ from .api import Comparison, simulate_work
 from .policies.catalog import POLICIES, known_knobs, make_policy
 from .policies.plan import Recompute
 from .policies.policy import Policy, policy_name
-from .policies.round_robin import RoundRobin
+from .policies.streamed import Streamed
 from .policies.work import Work
 from .traces.errors import InputError
 
@@ -28,8 +28,8 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "early")
 def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     """Every policy with and without recompute, with those of the knobs that it has, by a name.
 
-    Of round-robin also those that keep things in other places, or take all of a step's
-    microbatches in one round. Raises InputError for a knob that none of them has.
+    Of those that stream weights also some that keep things in other places, or take all of a
+    step's microbatches in one round. Raises InputError for a knob that none of them has.
     """
     every = {knob for name in POLICIES for knob in known_knobs(name)}
     unknown = sorted(set(knobs) - every)
@@ -40,8 +40,8 @@ def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     made: dict[str, Policy] = {}
     for name in POLICIES:
         mine = {knob: value for knob, value in wanted.items() if knob in known_knobs(name)}
-        if POLICIES[name] is RoundRobin:
-            made |= _round_robins(name, modes, mine, knobs, microbatches)
+        if issubclass(POLICIES[name], Streamed):
+            made |= _streamed(name, modes, mine, knobs, microbatches)
             continue
         for mode in modes:
             title = name if mode == "none" else f"{name}, recompute"
@@ -49,14 +49,14 @@ def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     return made
 
 
-def _round_robins(
+def _streamed(
     name: str,
     modes: Sequence[Recompute],
     mine: dict[str, Any],
     knobs: dict[str, Any],
     microbatches: int,
 ) -> dict[str, Policy]:
-    """Round-robin as it is, and with one of the knobs that were not given set to another value."""
+    """A policy as it is, and with one of the knobs that were not given set to another value."""
     # What is streamed cannot keep what forward saved.
     base = {**mine, "recompute": next((mode for mode in modes if mode != "none"), None)}
     if base["recompute"] is None:
@@ -66,7 +66,11 @@ def _round_robins(
         "activations on the device": {"activations": "device"},
         "states through the device": {"optimizer_on": "device"},
     }
-    free = {title: each for title, each in others.items() if not each.keys() & knobs.keys()}
+    free = {
+        title: each
+        for title, each in others.items()
+        if not each.keys() & knobs.keys() and each.keys() <= set(known_knobs(name))
+    }
     return {name: make_policy(name, **base)} | {
         f"{name}, {title}": make_policy(name, **base | each) for title, each in free.items()
     }

@@ -184,8 +184,8 @@ def fair_comparison(
 
 
 def _late(policy: Any) -> Any:
-    streams = getattr(policy, "name", None) == "round-robin"
-    if streams or "recompute" not in known_knobs(type(policy)):
+    as_published = getattr(policy, "name", None) == "round-robin"
+    if as_published or "recompute" not in known_knobs(type(policy)):
         return policy
     return replace(policy, recompute="late")
 

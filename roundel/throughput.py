@@ -125,7 +125,9 @@ def host_machine(devices: int, host_rate: int | None = None) -> Machine:
         host_rate = machine.host.optimizer_params_per_s * FUSED_BYTES // UNFUSED_BYTES
     elif not 1 <= host_rate <= MOST_HOST_RATE:
         raise InputError(f"--host-optimizer-rate: must be at least 1 a second, got {host_rate}")
-    host = machine.host.model_copy(update={"optimizer_params_per_s": host_rate})
+    # Gradients of several rounds may be added up while others still come down: no time for that.
+    rates = {"optimizer_params_per_s": host_rate, "sum_params_per_s": 0}
+    host = machine.host.model_copy(update=rates)
     return machine.model_copy(update={"host": host})
 
 

@@ -22,7 +22,7 @@ from .train import read_config
 from .train_progress import busy, say
 from .validate import Validation, differences, error, validate
 
-DEFAULT = "gpipe,1f1b,interleaved-1f1b,round-robin"
+DEFAULT = "gpipe,1f1b,interleaved-1f1b,round-robin,layer-to-layer"
 
 
 def validate_command(

@@ -8,6 +8,7 @@ rate that copies from pinned memory reach, in each direction. `optimizer_params_
 AdamW with a float32 master copy as bound by memory: about 30 bytes a parameter (it reads a 16-bit
 gradient, master and two moments, 14 bytes, and writes them and a 16-bit weight, 14 bytes), at the
 GPU's published bandwidth, and on a host that was not measured at half its memory's peak.
+`sum_params_per_s` takes 6 bytes at the same rate: two 16-bit gradients read, their sum written.
 
 - `8x-rtx4090`: 24 GiB, 1008 GB/s; PCIe 4.0 x16 at 25 GB/s. Two sockets of 8 channels of DDR4-3200,
   204.8 GB/s peak, three quarters of it for copies. 1 TiB of host memory, for 470 GB are

@@ -15,12 +15,16 @@ Rate = Annotated[int, Field(strict=True, gt=0, le=MAX_COUNT)]
 
 
 class Host(BaseModel):
-    """The host: its memory (0: not limited) and how fast its optimizer is (0: takes no time)."""
+    """The host: its memory (0: not limited) and how fast it updates (0: takes no time).
+
+    `sum_params_per_s`: gradients of so many parameters it adds to others a second (0: no time).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     memory_bytes: Count = 0
     optimizer_params_per_s: Count = 0
+    sum_params_per_s: Count = 0
 
 
 class Device(BaseModel):

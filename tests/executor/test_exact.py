@@ -9,6 +9,7 @@ from torch import nn
 
 import roundel
 from roundel.executor.trainer import Trainer
+from roundel.policies.streamed import Streamed
 
 from . import toy
 
@@ -19,16 +20,17 @@ RESIDENT = [
     for recompute in ("none", "early", "late")
     for place in ("device", "host")
     for policy in toy.every_policy(recompute=recompute, optimizer_on=place)
-    if policy.name != "round-robin"
+    if not isinstance(policy, Streamed)
 ]
-ROUND_ROBIN = [
-    roundel.RoundRobin(
+STREAMED = [
+    kind(
         **toy.CUTS,
         recompute=recompute,
         optimizer_on=place,
         activations=waits,
         optimizer=optimizer,
     )
+    for kind in (roundel.RoundRobin, roundel.LayerToLayer)
     for recompute in ("early", "late")
     for place in ("device", "host")
     for waits in ("device", "host")
@@ -55,9 +57,9 @@ def test_resident_policies_train_exactly(policy: roundel.Policy) -> None:
     assert_same(got, toy.plain(toy.blocks(), mse, batches))
 
 
-@pytest.mark.parametrize("policy", ROUND_ROBIN, ids=name)
+@pytest.mark.parametrize("policy", STREAMED, ids=name)
 @pytest.mark.parametrize("seed", range(3))
-def test_round_robin_trains_exactly_and_stale_exactly_one_step_late(
+def test_streamed_policies_train_exactly_and_stale_exactly_one_step_late(
     policy: roundel.RoundRobin, seed: int
 ) -> None:
     batches = toy.vectors(steps=4)
@@ -94,7 +96,7 @@ def test_tied_embedding_and_head_with_and_without_clipping(clip: float | None, p
     batches = toy.tokens()
     expected = toy.plain(toy.tied_model(), toy.token_loss, batches, clip)
     for policy in toy.every_policy(optimizer_on=place, clip=clip is not None):
-        if policy.name == "round-robin" and place == "device":
+        if isinstance(policy, Streamed) and place == "device":
             continue
         got = toy.train(toy.tied_model(), toy.token_loss, batches, policy, race=3, clip_norm=clip)
         assert_same(got, expected)

@@ -333,8 +333,6 @@ def test_what_passes_between_blocks_is_small_and_only_hidden_states_have_gradien
     output = layers.modules[1](leaves)
     assert {name: tuple(each.shape) for name, each in output.items()} == {
         "hidden": (BATCH, LENGTH, 16),
-        "cos": (1, LENGTH, 4),
-        "sin": (1, LENGTH, 4),
         "padding": (BATCH, LENGTH),
     }
     output["hidden"].sum().backward()

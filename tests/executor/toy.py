@@ -179,7 +179,7 @@ def every_policy(**knobs: Any) -> list[roundel.Policy]:
         mine = {knob: value for knob, value in knobs.items() if knob in known}
         if "weight_share" in known:
             mine["weight_share"] = 0.5
-        if name == "round-robin":
+        if name in ("round-robin", "layer-to-layer"):
             if mine.get("recompute") == "none":
                 continue
             mine |= CUTS

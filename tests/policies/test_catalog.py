@@ -71,6 +71,7 @@ def test_the_names_in_order() -> None:
         "zb-h2",
         "zb-v",
         "round-robin",
+        "layer-to-layer",
     ]
 
 
@@ -97,7 +98,7 @@ def test_knobs_are_set() -> None:
 def test_an_unknown_policy_lists_the_known() -> None:
     message = refusal("gpip")
     assert message.startswith("no policy 'gpip'; the policies are gpipe, 1f1b, ")
-    assert message.endswith("round-robin, or file.py:Class")
+    assert message.endswith("layer-to-layer, or file.py:Class")
 
 
 def test_an_unknown_knob_lists_the_known() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundel.policies.asymmetric import AsymmetricCut, good_cuts, upload_ns
-from roundel.policies.round_robin import CANDIDATES, RoundRobin
+from roundel.policies.round_robin import RoundRobin
+from roundel.policies.streamed import CANDIDATES
 from roundel.policies.work import Work
 from roundel.traces.errors import InputError
 from roundel.traces.machine import ideal_machine
@@ -168,7 +169,7 @@ def test_cuts_keep_to_the_devices_memory_where_they_can() -> None:
     assert max(free.backward) == 8
     # Twice the weights and the saved tensors of two layers are 500 bytes.
     assert max((*tight.forward, *tight.backward)) == 2
-    assert free == hopeless
+    assert max((*hopeless.forward, *hopeless.backward)) == 1
 
 
 def test_a_stale_optimizer_may_want_another_cut_than_a_synchronous_one() -> None:

@@ -17,6 +17,8 @@ def test_round_robin_in_several_places_and_rounds() -> None:
     }
     assert ours["round-robin, one round"].round_size == 8
     assert all(each.recompute == "early" for each in ours.values())
+    assert "layer-to-layer, activations on the device" in found
+    assert "layer-to-layer, one round" not in found
     assert "gpipe" in found
     assert found["gpipe, recompute"].recompute == "early"
 
@@ -39,4 +41,5 @@ def test_what_was_asked_for_is_not_changed(knobs: dict, gone: str) -> None:
 
 
 def test_without_recompute_nothing_is_streamed() -> None:
-    assert not any("round-robin" in name for name in candidates({"recompute": "none"}, 8))
+    names = candidates({"recompute": "none"}, 8)
+    assert not any("round-robin" in name or "layer-to-layer" in name for name in names)

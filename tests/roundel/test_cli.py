@@ -90,7 +90,7 @@ def test_compare_ranks_draws_and_names_the_winner(
 
 def test_compare_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(run(capsys, f"compare {TRACE} {SIZE} --json")[1])
-    assert data["winner"] == "round-robin"
+    assert data["winner"] == "layer-to-layer"
     assert [list(each) for each in data["policies"]] == [KEYS] * len(data["policies"])
     assert set(data["refused"]) == {"zb-h1", "zb-h2", "zb-v"}
 

@@ -11,6 +11,7 @@ import roundel
 from roundel.analysis.metrics import measure
 from roundel.policies.lowering import lower_policy
 from roundel.policies.program import Program
+from roundel.policies.streamed import Streamed
 from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
 from roundel.traces.errors import InputError
@@ -64,12 +65,12 @@ def works(draw: st.DrawFn) -> Work:
 def policies(draw: st.DrawFn) -> roundel.Policy:
     policy = roundel.make_policy(draw(st.sampled_from(list(roundel.POLICIES))))
     places = st.sampled_from(["device", "host"])
-    recompute = ["early", "late"] if policy.name == "round-robin" else ["none", "early", "late"]
+    recompute = ["early", "late"] if isinstance(policy, Streamed) else ["none", "early", "late"]
     policy = replace(policy, recompute=draw(st.sampled_from(recompute)), optimizer_on=draw(places))
-    if policy.name == "round-robin":
+    if isinstance(policy, Streamed):
         stale = draw(st.sampled_from(["sync", "stale"]))
         policy = replace(policy, optimizer=stale, activations=draw(places))
-    streamed_on_device = policy.name == "round-robin" and policy.optimizer_on == "device"
+    streamed_on_device = isinstance(policy, Streamed) and policy.optimizer_on == "device"
     return replace(policy, clip=not streamed_on_device and draw(st.booleans()))
 
 
@@ -164,7 +165,7 @@ def test_the_same_times_as_an_evaluator_of_a_few_lines(
     )
     # With every op as long as a hop, sends do not queue, which the evaluator does not know;
     # unless an op has two, one of them for a recompute elsewhere.
-    if policy.name == "round-robin":
+    if isinstance(policy, Streamed):
         policy = replace(policy, activations="host")
     work = Work(
         work.trace.model_copy(update={"layers": slow}),

@@ -1,0 +1,149 @@
+"""Streamed: what policies share whose weights come from the host for every visit."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
+
+from ..traces.errors import InputError
+from .asymmetric import AsymmetricCut, finer, good_cuts
+from .estimate import estimate, rough_makespan_ns
+from .lowering import lower
+from .op import Op
+from .order import order_of
+from .plan import Optimizer, Place, Plan, Recompute
+from .table import OpTable
+from .visits import Visits
+from .work import Work
+
+CANDIDATES = 12
+"""How many promising cuts are tried out."""
+
+FINER = 4
+"""Of how many of them finer ones are tried, where a step's ends cost updates and transfers."""
+
+FITTED = 4
+"""Of how many of them, quickest first, the memory is looked at."""
+
+STEPS = 4
+"""Steps over which the steady time of a stale step is taken."""
+
+Visit = tuple[str, int, int]
+"""(kinds, first layer, stop) of a visit to a range of layers."""
+
+
+@dataclass(frozen=True)
+class Streamed(ABC):
+    """Forward and backward are cut differently; a visit has its own copy of the weights.
+
+    partition: layers per forward stage, first layers first. None: of the most promising cuts that
+        fit the memory the one with the best step time. Where it stops short, the first backward
+        stage runs the rest forward and backward in one visit.
+    backward_partition: layers per backward stage, last layers first. None: likewise.
+    recompute: `early` or `late`; a visit cannot keep what an earlier one saved.
+    optimizer: `sync`, or `stale` by one step.
+    activations: where the inputs of backward stages wait, `host` or `device`.
+    """
+
+    name: ClassVar[str]
+
+    partition: tuple[int, ...] | None = None
+    backward_partition: tuple[int, ...] | None = None
+    recompute: Recompute = "early"
+    optimizer: Optimizer = "sync"
+    optimizer_on: Place = "host"
+    activations: Place = "host"
+    clip: bool = False
+
+    @abstractmethod
+    def ops(self, work: Work, step: int, cut: AsymmetricCut) -> list[list[Op]]:
+        """The ops of each device, in order, in step number `step`."""
+
+    def plan(self, work: Work, step: int) -> Plan:
+        """The plan of step number `step`. Raises InputError where a cut does not fit the work."""
+        if self.recompute == "none":
+            raise InputError(
+                f"{self.name} runs a layer's backward in another visit than its forward, "
+                "so it must recompute; use recompute early or late"
+            )
+        return self.plan_with(work, step, self.cut(work))
+
+    def plan_with(self, work: Work, step: int, cut: AsymmetricCut) -> Plan:
+        """The plan with a cut that is known to fit the work."""
+        return Plan(
+            tuple(map(tuple, self.ops(work, step, cut))),
+            late_recompute=self.recompute == "late",
+            weights="streamed",
+            optimizer=self.optimizer,
+            optimizer_on=self.optimizer_on,
+            activations=self.activations,
+            clip=self.clip,
+        )
+
+    def cut(self, work: Work) -> AsymmetricCut:
+        """The cut in use: the given one, or the best. Raises InputError for one that is wrong."""
+        if self.partition is None and self.backward_partition is None:
+            return _best_cut(self, work)
+        if self.partition is None or self.backward_partition is None:
+            raise InputError(
+                f'{self.name}: give both cuts, forward / backward, as in "7 7 7 7 / 1 3 3"'
+            )
+        cut = AsymmetricCut(self.partition, self.backward_partition)
+        cut.check(work.layers)
+        return cut
+
+    def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
+        """About a step's time with this cut; of a stale step, the steady one.
+
+        Transfers count where updates do, which both come behind a synchronous step's last op.
+        """
+        if self.optimizer == "sync" and work.machine.host.optimizer_params_per_s:
+            return rough_makespan_ns(lower([self.plan_with(work, 0, cut)], work))
+        steps = 1 if self.optimizer == "sync" else STEPS
+        table = OpTable.of([self.plan_with(work, step, cut) for step in range(steps)], work)
+        ends = order_of(table, Visits.of(table)).step_end_ns
+        return int(ends[0] if steps == 1 else ends[-1] - ends[0]) // max(1, steps - 1)
+
+    def fits(self, work: Work, cut: AsymmetricCut) -> bool:
+        """Whether a step with this cut keeps within the devices' memory."""
+        program = lower([self.plan_with(work, 0, cut)], work)
+        return all(not curve.over_bytes for curve in estimate(program, self.name).memory[:-1])
+
+    def enough(self, work: Work) -> int:
+        """So many microbatches that more tell no more about a cut."""
+        return 4 * work.devices
+
+
+@lru_cache(maxsize=64)
+def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
+    """The quickest of the most promising cuts that fits the devices' memory.
+
+    Where none does, one layer a visit: nothing needs less, and what it lacks is what is lacking.
+    """
+    short = replace(work, microbatches=min(work.microbatches, policy.enough(work)))
+    limit = min(device.memory_bytes for device in work.machine.devices)
+    # What the next visit brings is not known while packing: where it is too much, pack less.
+    for share in (1.0, 0.8, 0.6, 0.45, 0.3):
+        cuts = good_cuts(work, CANDIDATES, int(limit * share))
+        if policy.optimizer == "sync" and work.machine.host.optimizer_params_per_s:
+            cuts = list(
+                dict.fromkeys([*cuts, *(each for cut in cuts[:FINER] for each in finer(cut))])
+            )
+        cuts.sort(key=lambda cut: policy.step_ns(short, cut))
+        fitting = (cut for cut in cuts[:FITTED] if not limit or policy.fits(work, cut))
+        if found := next(fitting, None):
+            return found
+    return AsymmetricCut((1,) * (work.layers - 1), (1,) * work.layers)
+
+
+def visits_of(cut: AsymmetricCut, layers: int) -> list[Visit]:
+    """The stage visits of a round, in order."""
+    visits, first = [], 0
+    for size in cut.forward:
+        visits.append(("F", first, first + size))
+        first += size
+    stop = layers
+    for size in cut.backward:
+        visits.append(("FB" if stop - size >= first else "RB", stop - size, stop))
+        stop -= size
+    return visits
