@@ -41,6 +41,7 @@ def measure_layers(
     needs = [False, *layers.needs_gradient()]
     costs: list[LayerCost] = []
     draws: set[int] = set()
+    spread = 0.0
     known: dict[Hashable, tuple[LayerCost, Value, bool]] = {}
     for layer, module in enumerate(layers.modules):
         name = f"{layer}.{type(module).__name__}"
@@ -57,6 +58,7 @@ def measure_layers(
                 raise
             finally:
                 run.close()
+            spread = max(spread, run.spread)
         cost, value, drew = known[kind]
         costs.append(cost.model_copy(update={"name": name}))
         if drew:
@@ -64,7 +66,8 @@ def measure_layers(
     trace = Trace(
         name="layers",
         device=device_name(device),
-        provenance=f"measured by Roundel, a layer of each kind, torch {torch.__version__}",
+        provenance=f"measured by Roundel, a layer of each kind, median of {repeats}, middle half "
+        f"within {spread:.1%}; torch {torch.__version__}",
         microbatch_tokens=count_tokens(inputs),
         layers=tuple(costs),
     )

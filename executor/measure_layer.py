@@ -66,6 +66,7 @@ class LayerRun:
         tied = layers.tied_to(layer)
         self.tied_to = min(tied) if tied else None
         self.device, self.autocast = device, autocast
+        self.spread = 0.0
         self.finish: Callable[[Value], Any] = lambda output: output
 
     def close(self) -> None:
@@ -106,6 +107,7 @@ class LayerRun:
         self._drop_gradients()
         # Work is not waited for between runs, as it is not in a step: launching costs no time then.
         times = [[mark.time_ns(clock) for mark in each] for each in marks[-repeats:]]
+        self.spread = _spread([end - start for start, _, end in times])
         forward_ns = _median([middle - start for start, middle, _ in times])
         backward_ns = _median([end - middle for _, middle, end in times])
         trained = [each for each in self.own.values() if each.requires_grad]
@@ -199,6 +201,12 @@ def _weights(parameter: Tensor, dtype: torch.dtype, device: torch.device) -> Ten
     if parameter.is_meta:
         return torch.empty(parameter.shape, dtype=dtype, device=device).normal_(std=0.02)
     return parameter.detach().to(device, dtype, copy=True)
+
+
+def _spread(values: list[int]) -> float:
+    """How far apart the middle half of the values is, as a share of their median."""
+    ordered, quarter = sorted(values), len(values) // 4
+    return (ordered[-1 - quarter] - ordered[quarter]) / max(1, _median(values))
 
 
 def _median(values: list[int]) -> int:

@@ -1,22 +1,23 @@
 """The machine that a trainer has, as a Machine: memory, links and optimizers, measured briefly."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from ..traces.machine import HOST, Device, Host, Link, Machine
-from ..traces.trace import MAX_COUNT
 from .masters import OptimizerFactory
+from .measure_links import (
+    CHANNEL,
+    all_at_once_bytes_per_s,
+    behind_one_channel,
+    measured_link,
+    shortest_ns,
+)
 
-COPY_BYTES = 64 * 2**20
-SMALL_BYTES = 1024
 SIDE = 4096
 """Of the square that is updated: with its states more than caches hold."""
-
-REPEATS = 3
 
 
 def measure_machine(
@@ -38,32 +39,26 @@ def measure_machine(
         name = f"gpu{number}"
         made.append(Device(name=name, memory_bytes=nbytes, optimizer_params_per_s=updates[device]))
         if nodes.setdefault(device, name) != name:
-            links.append(_link(nodes[device], name, device, device))
+            links.append(measured_link(nodes[device], name, device, device))
     host = torch.device("cpu")
-    links += [_link(HOST, nodes[place], host, place) for place in places]
-    links += [_link(nodes[a], nodes[b], a, b) for a, b in combinations(places, 2)]
+    to_host = [measured_link(HOST, nodes[place], host, place) for place in places]
+    to_host = behind_one_channel(to_host, all_at_once_bytes_per_s(places))
+    links += to_host
+    links += [measured_link(nodes[a], nodes[b], a, b) for a, b in combinations(places, 2)]
     rate = updates[host] if host in updates else _updates_per_s(host, optimizer, compute)
     return Machine(
         name="this machine",
         host=Host(optimizer_params_per_s=rate, sum_params_per_s=_sums_per_s(compute)),
         devices=tuple(made),
-        switches=tuple(node for node in nodes.values() if node.startswith("bus ")),
+        switches=switches_of(nodes, to_host),
         links=tuple(links),
     )
 
 
-def _link(a: str, b: str, source: torch.device, target: torch.device) -> Link:
-    latency_ns = _copy_ns(source, target, SMALL_BYTES)
-    copy_ns = max(1, _copy_ns(source, target, COPY_BYTES) - latency_ns)
-    rate = COPY_BYTES * 1_000_000_000 // copy_ns
-    return Link(a=a, b=b, bytes_per_s=min(max(1, rate), MAX_COUNT), latency_ns=latency_ns)
-
-
-def _copy_ns(source: torch.device, target: torch.device, nbytes: int) -> int:
-    pin = source.type == "cpu" and target.type == "cuda"
-    value = torch.zeros(nbytes, dtype=torch.uint8, device=source, pin_memory=pin)
-    place = torch.zeros(nbytes, dtype=torch.uint8, device=target)
-    return _shortest_ns(lambda: place.copy_(value, non_blocking=True), (source, target))
+def switches_of(nodes: dict[torch.device, str], to_host: list[Link]) -> tuple[str, ...]:
+    """The nodes that only pass data on."""
+    buses = tuple(node for node in nodes.values() if node.startswith("bus "))
+    return (*buses, CHANNEL) if any(link.b == CHANNEL for link in to_host) else buses
 
 
 def _updates_per_s(
@@ -82,28 +77,10 @@ def _updates_per_s(
         steps.step()
         return weights.copy_(parameter) if compute is not None else parameter
 
-    return SIDE**2 * 1_000_000_000 // max(1, _shortest_ns(step, (device,)))
+    return SIDE**2 * 1_000_000_000 // max(1, shortest_ns([step], (device,)))
 
 
 def _sums_per_s(compute: torch.dtype | None) -> int:
     sums, gradient = (torch.zeros(SIDE, SIDE, dtype=compute) for _ in range(2))
     host = (torch.device("cpu"),)
-    return SIDE**2 * 1_000_000_000 // max(1, _shortest_ns(lambda: sums.add_(gradient), host))
-
-
-def _shortest_ns(work: Callable[[], object], devices: Sequence[torch.device]) -> int:
-    """The shortest time of some runs after a first one."""
-    times = []
-    for _ in range(REPEATS + 1):
-        _wait(devices)
-        start = time.perf_counter_ns()
-        work()
-        _wait(devices)
-        times.append(time.perf_counter_ns() - start)
-    return min(times[1:])
-
-
-def _wait(devices: Sequence[torch.device]) -> None:
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    return SIDE**2 * 1_000_000_000 // max(1, shortest_ns([lambda: sums.add_(gradient)], host))

@@ -2,11 +2,14 @@
 
 from functools import partial
 
+import pytest
 import torch
 
 import roundel
-from roundel.executor.measure_machine import measure_machine
+from roundel.executor.measure_links import CHANNEL, behind_one_channel
+from roundel.executor.measure_machine import measure_machine, switches_of
 from roundel.executor.places import find_devices, memory_limits, sharing_cores
+from roundel.traces.machine import Device, Link, Machine
 
 CPU = torch.device("cpu")
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
@@ -41,3 +44,37 @@ def test_virtual_devices_share_the_cores() -> None:
     with sharing_cores(find_devices(["2"])):
         assert torch.get_num_threads() == max(1, before // 2)
     assert torch.get_num_threads() == before
+
+
+def links(*rates: int) -> list[Link]:
+    named = enumerate(rates)
+    return [Link(a="host", b=f"gpu{n}", bytes_per_s=rate, latency_ns=7) for n, rate in named]
+
+
+def test_devices_that_get_less_together_share_a_channel() -> None:
+    shared, first, second = behind_one_channel(links(50, 50), together_bytes_per_s=60)
+    assert (shared.a, shared.b, shared.bytes_per_s) == ("host", CHANNEL, 60)
+    assert [(each.a, each.b) for each in (first, second)] == [(CHANNEL, "gpu0"), (CHANNEL, "gpu1")]
+    assert (first.bytes_per_s, first.latency_ns) == (50, 7)
+
+
+@pytest.mark.parametrize("together", [0, 90, 100])
+def test_devices_that_get_all_share_nothing(together: int) -> None:
+    assert behind_one_channel(links(50, 50), together) == links(50, 50)
+
+
+def test_a_machine_with_a_shared_channel_simulates() -> None:
+    shared = behind_one_channel(links(50 * 10**9, 50 * 10**9), 60 * 10**9)
+    nodes = {torch.device("cuda", n): f"gpu{n}" for n in range(2)}
+    machine = Machine(
+        name="shared",
+        devices=tuple(Device(name=name) for name in nodes.values()),
+        switches=switches_of(nodes, shared),
+        links=tuple(shared),
+    )
+    simulation = roundel.simulate(
+        "qwen3-1.7b-rtx4090", "layer-to-layer", microbatches=4, machine=machine
+    )
+    apart = machine.model_copy(update={"switches": (), "links": tuple(links(*[50 * 10**9] * 2))})
+    free = roundel.simulate("qwen3-1.7b-rtx4090", "layer-to-layer", microbatches=4, machine=apart)
+    assert simulation.metrics.exposed_transfer_s > 1.3 * free.metrics.exposed_transfer_s
