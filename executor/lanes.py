@@ -14,11 +14,17 @@ Handler = Callable[[int], None]
 
 
 class Run:
-    """One pass through a program: which tasks are done, when they ran, and what went wrong."""
+    """One pass through a program: which tasks are done, when they ran, and what went wrong.
 
-    def __init__(self, program: Program) -> None:
+    `after`: tasks of the pass before this one that some tasks wait for, too.
+    """
+
+    def __init__(
+        self, program: Program, after: "dict[int, list[tuple[Run, int]]] | None" = None
+    ) -> None:
         count = len(program)
         self.program = program
+        self.after = after or {}
         self.started: list[Mark | None] = [None] * count
         self.ended: list[Mark | None] = [None] * count
         self.issued = [threading.Event() for _ in range(count)]
@@ -50,6 +56,16 @@ class Run:
     def begin(self, lane: int) -> threading.Event:
         """A lane takes part; it sets the event that it gets when it has come to its end."""
         return self._lanes.setdefault(lane, threading.Event())
+
+    def wait_for(self, tasks: Iterable[int]) -> None:
+        """Block until these tasks are done, on their devices too, or the run has failed."""
+        for task in tasks:
+            self.issued[task].wait()
+            mark = self.ended[task]
+            if self.failure is not None:
+                return
+            if mark is not None:
+                mark.block()
 
     def wait(self, lanes: Iterable[int] | None = None) -> None:
         """Block until these lanes (None: all) have come to their end, on their devices too."""
@@ -104,6 +120,12 @@ class LaneThread:
 
     def _run(self, run: Run, tasks: list[int], handler: Handler) -> None:
         for place, task in enumerate(tasks):
+            for earlier, before in run.after.pop(task, ()):
+                earlier.issued[before].wait()
+                if earlier.failure is not None:
+                    run.fail(earlier.failure)
+                    return
+                self._wait(earlier.ended[before])
             for before in run.before(task):
                 run.issued[before].wait()
                 if run.failure is not None:

@@ -110,16 +110,17 @@ class CudaStream:
 
 
 class Clock:
-    """The start of a step on the host and on every CUDA device, all at one moment."""
+    """The start of a step on the host and on every CUDA device, all at one moment.
+
+    On a device it is a mark on a stream with nothing else on it, which is reached at once whatever
+    runs on the others.
+    """
 
     def __init__(self, devices: list[torch.device]) -> None:
         cuda = {device.index: device for device in devices if device.type == "cuda"}
-        for device in cuda.values():
-            torch.cuda.synchronize(device)
+        streams = {index: CudaStream(device).stream for index, device in cuda.items()}
         self.start_ns = time.perf_counter_ns()
-        self.marks = {
-            index: CudaMark(torch.cuda.current_stream(device)) for index, device in cuda.items()
-        }
+        self.marks = {index: CudaMark(stream) for index, stream in streams.items()}
 
 
 def mark_now(device: torch.device) -> Mark:

@@ -37,7 +37,7 @@ from .older import put_older_weights
 from .sizes import parse_bytes, say_bytes
 from .state_bytes import state_bytes
 from .streams import Clock, CpuStream, make_stream
-from .values import Value, batch_size, moved, split_batch
+from .values import Value, batch_size, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
 REPEATS = 3
@@ -337,7 +337,11 @@ class Trainer:
         return machine.model_copy(update={"devices": limited})
 
     def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
-        timeline = estimate(lower([plan], work), policy_name(self.policy))
+        plans = [plan]
+        if plan.optimizer == "stale":
+            # A step begins while the one before it ends: both need room.
+            plans += [self.policy.plan(work, self.step_number + 1)]
+        timeline = estimate(lower(plans, work), policy_name(self.policy))
         over = [curve for curve in timeline.memory if curve.over_bytes]
         if over:
             raise InputError(_misfit(max(over, key=lambda each: each.over_bytes), plan))
@@ -427,37 +431,57 @@ class Trainer:
         targets: list[Value],
         shares: list[float],
     ) -> StepResult:
-        stale = tables.program.rules.optimizer == "stale"
+        # Updates that draw random numbers are waited for: the user may draw after the step.
+        stale = tables.program.rules.optimizer == "stale" and not self._randomness.updates_draw
         while len(self._pending) > (1 if stale else 0):
             self._finish(*self._pending.pop(0))
+        overlaps = stale and not self._randomness.draws
+        if overlaps:
+            # The devices may still read them when the user has taken them back.
+            inputs, targets = ([_own(each) for each in parts] for parts in (inputs, targets))
         engine = StepEngine(
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
         )
-        run = Run(tables.program)
+        run = Run(tables.program, self._after(tables) if overlaps else None)
         clock = Clock(self.devices)
         handler = self._around(engine.run)
         for lane, thread in enumerate(ready.threads):
             thread.submit(run, lane, handler)
         self._pending.append((run, engine))
-        self._wait(run, ready, stale)
+        self._wait(run, ready, stale, tables.loss_tasks if overlaps else None)
         losses = [engine.losses[number] for number in range(self.microbatches)]
         loss = float(sum(float(each) for each in losses))
         tokens = self.microbatches * ready.work.trace.microbatch_tokens
         return StepResult(self.step_number, loss, run, clock, policy_name(self.policy), tokens)
 
-    def _wait(self, run: Run, ready: _Ready, stale: bool) -> None:
-        """Wait for the step: for all of it, or where the optimizer may lag for the devices."""
-        lanes = [
-            number
-            for number, lane in enumerate(run.program.lanes)
-            if not (stale and lane.device < 0)
-        ]
+    def _after(self, tables: ProgramTables) -> dict[int, list[tuple[Run, int]]]:
+        """What the next run's tasks wait for of the one that is still under way."""
+        if not self._pending:
+            return {}
+        (earlier, engine) = self._pending[-1]
+        after = tables.after(engine.tables)
+        return {task: [(earlier, each) for each in waits] for task, waits in after.items()}
+
+    def _wait(self, run: Run, ready: _Ready, stale: bool, losses: Sequence[int] | None) -> None:
+        """Wait for a step: where it overlaps the next for these tasks, which make its losses.
+
+        Else for all of it, or where the optimizer lags for the devices. What went wrong in the
+        step before, that was still under way, is raised first.
+        """
+        lanes = enumerate(run.program.lanes)
+        numbers = [number for number, lane in lanes if not (stale and lane.device < 0)]
         try:
-            run.wait(lanes)
+            if losses is None:
+                run.wait(numbers)
+            else:
+                run.wait_for(losses)
         except BaseException as error:
             run.fail(error)
             run.wait()
             raise
+        for earlier, _ in self._pending[:-1]:
+            if earlier.failure is not None:
+                run.fail(earlier.failure)
         if run.failure is not None:
             run.wait()
             if isinstance(run.failure, torch.OutOfMemoryError):
@@ -507,6 +531,11 @@ class Trainer:
         self.masters.to_host()
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()
+
+
+def _own(value: Value) -> Value:
+    """A copy that nobody else changes."""
+    return map_tensors(torch.Tensor.clone, value)
 
 
 def _numbered(device: torch.device) -> torch.device:

@@ -1,0 +1,144 @@
+"""A stale step begins while the one before it ends, within the same memory."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import roundel
+from roundel.executor.trainer import Trainer
+from roundel.policies.streamed import Streamed
+from roundel.traces.timeline import KINDS
+
+from . import toy
+
+mse = nn.functional.mse_loss
+Spans = list[tuple[int, str, float, float]]
+
+POLICIES = [
+    roundel.RoundRobin(**toy.CUTS, optimizer="stale"),
+    roundel.RoundRobin(**toy.CUTS, optimizer="stale", round_size=2),
+    roundel.LayerToLayer(**toy.CUTS, optimizer="stale"),
+]
+
+
+def watched(
+    policy: roundel.Policy,
+    layers: list[nn.Module],
+    look: Callable[[Any], None] = lambda engine: None,
+) -> Spans:
+    """(step, kind, start, end) of the compute tasks of four steps."""
+    spans: Spans = []
+    with Trainer(
+        layers,
+        mse,
+        policy=policy,
+        optimizer=toy.ADAMW,
+        devices=[toy.DEVICE] * 2,
+        microbatches=4,
+    ) as trainer:
+
+        def around(run: Any) -> Callable[[int], None]:
+            engine = run.__self__
+
+            def timed(task: int) -> None:
+                kind = KINDS[engine._program.kind[task]]
+                start = time.perf_counter()
+                if kind in ("F", "R", "B"):
+                    time.sleep(0.002)
+                look(engine)
+                run(task)
+                if kind in ("F", "R", "B"):
+                    spans.append((engine._step, kind, start, time.perf_counter()))
+
+            return timed
+
+        trainer._around = around
+        for batch in toy.vectors(4):
+            trainer.step(*batch)
+    return spans
+
+
+def begins_before_the_last_one_ends(spans: Spans) -> list[bool]:
+    starts = [min(start for step, _, start, _ in spans if step == number) for number in range(4)]
+    ends = [max(end for step, _, _, end in spans if step == number) for number in range(4)]
+    return [start < end for start, end in zip(starts[1:], ends[:-1], strict=True)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_stale_steps_overlap(policy: roundel.Policy) -> None:
+    assert any(begins_before_the_last_one_ends(watched(policy, toy.blocks())))
+
+
+def test_synchronous_steps_do_not() -> None:
+    spans = watched(roundel.RoundRobin(**toy.CUTS), toy.blocks())
+    assert not any(begins_before_the_last_one_ends(spans))
+
+
+def test_steps_that_draw_random_numbers_do_not() -> None:
+    """Who draws between two steps would else draw what a layer's recompute is to draw again."""
+    spans = watched(POLICIES[0], toy.blocks(dropout=0.5))
+    assert not any(begins_before_the_last_one_ends(spans))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_no_more_than_two_visits_weights_are_on_a_device(policy: Streamed) -> None:
+    most = [0, 0]
+
+    def look(engine: Any) -> None:
+        for number, weights in enumerate(engine._machinery.weights):
+            held = sum(len(copies) for copies in list(weights._copies.values()))
+            most[number] = max(most[number], held)
+
+    watched(policy, toy.blocks(), look)
+    # Visits have two layers or three.
+    assert max(most) <= 6
+
+
+class Late(nn.Module):
+    """Fails in its backward, which is the last of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(toy.WIDTH, toy.WIDTH).double()
+
+    def forward(self, value: Tensor) -> Tensor:
+        output = self.inner(value)
+        if output.requires_grad and threading.current_thread().name.startswith("roundel"):
+            output.register_hook(self._fail)
+        return output
+
+    def _fail(self, grad: Tensor) -> None:
+        time.sleep(0.05)
+        raise RuntimeError("too late")
+
+
+def test_what_fails_behind_the_loss_is_raised_with_the_next_step() -> None:
+    layers = toy.blocks()
+    layers[0] = Late()
+    with pytest.raises(RuntimeError, match="too late"):
+        watched(POLICIES[0], layers)
+    assert not [each for each in threading.enumerate() if each.name.startswith("roundel")]
+
+
+def test_a_batch_may_be_changed_as_soon_as_its_step_has_returned() -> None:
+    expected = toy.one_step_stale(toy.blocks(), mse, toy.vectors(4))
+    layers, losses = toy.blocks(), []
+    with Trainer(
+        layers,
+        mse,
+        policy=POLICIES[0],
+        optimizer=toy.ADAMW,
+        devices=[toy.DEVICE] * 2,
+        microbatches=4,
+    ) as trainer:
+        toy.make_races_likely(trainer, seed=5)
+        for inputs, targets in toy.vectors(4):
+            losses.append(trainer.step(inputs, targets).loss)
+            inputs.fill_(torch.nan)
+            targets.fill_(torch.nan)
+    assert losses == pytest.approx(expected[0], abs=1e-12)
