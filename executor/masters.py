@@ -51,7 +51,7 @@ class Masters:
     def settings(self) -> Settings:
         """What the groups say now, such as the learning rate: a step takes it when it begins."""
         return [
-            {name: value for name, value in group.items() if name != "params"}
+            {name: _as_it_is(value) for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
 
@@ -111,6 +111,11 @@ def _groups(trained: dict[str, nn.Parameter], groups: Any) -> Any:
             f"got {len(given)} of {len(trained)}"
         )
     return made
+
+
+def _as_it_is(value: Any) -> Any:
+    """A value that does not change when a scheduler changes a tensor in place."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class Scratch:
@@ -211,10 +216,17 @@ class GradientBook:
     def _owners(self, layer: int) -> set[int]:
         return {layer, *self._layers.tied_to(layer)}
 
-    def add(self, layer: int, grads: dict[str, Tensor], task: int | None = None) -> None:
+    def add(
+        self,
+        layer: int,
+        grads: dict[str, Tensor],
+        task: int | None = None,
+        is_there: bool = True,
+    ) -> None:
         """Count a layer's gradients in, those of a feed when its turn comes.
 
-        Their memory becomes the book's.
+        Their memory becomes the book's. `is_there` False: they are still on their way, and are
+        summed by whoever waits for the feeds, when the sums are asked for.
         """
         parameters = self._layers.parameters_of(layer)
         parts: dict[int, dict[int, Tensor]] = {owner: {} for owner in self._owners(layer)}
@@ -227,7 +239,8 @@ class GradientBook:
                     self._sum(owner, part)
                 else:
                     self._early[owner][task] = part
-                    self._sum_those_whose_turn_it_is(owner)
+                    if is_there:
+                        self._sum_those_whose_turn_it_is(owner)
 
     def _sum_those_whose_turn_it_is(self, owner: int) -> None:
         turns, early = self._turns[owner], self._early[owner]
@@ -247,7 +260,9 @@ class GradientBook:
 
         Those that are converted lie in `scratch` if there is one, until it is used again.
         """
-        sums = self._sums.pop(layer, {})
+        with self._lock:
+            self._sum_those_whose_turn_it_is(layer)
+            sums = self._sums.pop(layer, {})
         mine = self._layers.owned_by(layer).values()
         pairs = [(each, sums[id(each)]) for each in mine if id(each) in sums]
         if scratch is not None:
@@ -259,6 +274,9 @@ class GradientBook:
     @torch.no_grad()
     def squared_norm(self) -> float:
         """The sum of all squared gradients, in the order of the parameters."""
+        with self._lock:
+            for owner in list(self._early):
+                self._sum_those_whose_turn_it_is(owner)
         places = {id(each): n for n, (_, each) in enumerate(self._layers.named_parameters())}
         norms = [
             torch.linalg.vector_norm(

@@ -6,9 +6,10 @@ import torch
 
 from ..traces.trace import LayerCost, Trace
 from .compute import LossFunction
-from .layers import Layers
+from .kinds import kind_of
+from .layers import Layers, Layout
 from .measure_layer import LayerRun
-from .values import Value, count_tokens, map_tensors, tensors_of
+from .values import Value, count_tokens, map_tensors
 
 Told = Callable[[int, int, str], None]
 """Told of each layer that is run: its number, how many there are, and its name."""
@@ -45,7 +46,7 @@ def measure_layers(
     known: dict[Hashable, tuple[LayerCost, Value, bool]] = {}
     for layer, module in enumerate(layers.modules):
         name = f"{layer}.{type(module).__name__}"
-        kind = _kind(layers, layer, needs[layer], value)
+        kind = kind_of(layers, layer, needs[layer], value)
         if kind not in known:
             told(layer, len(layers), name)
             run = LayerRun(module, layers, layer, device, compute, autocast)
@@ -79,24 +80,26 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-ITS_PLACE = "layer_idx"
-"""The attribute by which transformers numbers blocks that are alike."""
+def with_real_bytes(
+    trace: Trace, layers: Layers, compute: torch.dtype | None, state_bytes: int
+) -> Trace:
+    """A trace of these layers that may know their times only, with the bytes of their weights.
 
-
-def _kind(layers: Layers, layer: int, needs: bool, value: Value) -> Hashable:
-    """Equal for layers that are alike in all but their weights' values, with inputs alike."""
-    module = layers.modules[layer]
-    if layers.tied_to(layer) or layer == len(layers) - 1:
-        return layer
-    plain = [
-        (name, each)
-        for part in module.modules()
-        for name, each in sorted(vars(part).items())
-        if isinstance(each, bool | int | float | str | None) and name != ITS_PLACE
-    ]
-    parameters = [
-        (name, each.shape, each.dtype, each.requires_grad, layers.owner[id(each)] == layer)
-        for name, each in module.named_parameters()
-    ]
-    inputs = [(each.shape, each.dtype) for each in tensors_of(value)]
-    return type(module), repr(module), repr((plain, parameters, inputs)), needs
+    What the trace says stays; what is kept counts at least a byte, for it takes part in a step.
+    """
+    costs = []
+    for layer, cost in enumerate(trace.layers):
+        slots = Layout.of(layers.parameters_of(layer), compute)
+        trained = [each.numel() for each in layers.owned_by(layer).values() if each.requires_grad]
+        real = {
+            "param_bytes": max(1, slots.nbytes),
+            "grad_bytes": sum(slot.stop - slot.start for slot in slots.slots if slot.requires_grad),
+            "optimizer_bytes": state_bytes * sum(trained),
+            "output_bytes": 1,
+            "saved_bytes": 1,
+        }
+        missing = {name: value for name, value in real.items() if not getattr(cost, name)}
+        if "grad_bytes" in missing and cost.trainable_params in (None, 0):
+            missing["trainable_params"] = sum(trained)
+        costs.append(cost.model_copy(update=missing))
+    return trace.model_copy(update={"layers": tuple(costs)})

@@ -31,7 +31,7 @@ from .engine import Machinery, ProgramTables, StepEngine
 from .lanes import LaneThread, Run
 from .layers import Layers, Replica
 from .masters import HostCopies, Masters, OptimizerFactory
-from .measure import measure_layers
+from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .sizes import parse_bytes, say_bytes
@@ -279,6 +279,12 @@ class Trainer:
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
                 )
+            self.trace = with_real_bytes(
+                self.trace,
+                self.layers,
+                self._compute_dtype,
+                state_bytes(self._optimizer_factory, self.layers.dtype(), self._compute_dtype),
+            )
             machine = self._machine_here()
             work = Work(self.trace, machine, self.microbatches)
             plan = self.policy.plan(work, self.step_number)

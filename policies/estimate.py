@@ -27,7 +27,7 @@ def rough_makespan_ns(program: Program) -> int:
     moves = program.source != program.target
     duration = program.duration_ns.astype(np.int64)
     if rate:
-        duration[moves] = program.nbytes[moves] * 10**9 // rate
+        duration[moves] = program.nbytes[moves] * (1e9 / rate)
     dag = Dag(*program_edges(program), duration)
     dag.run_roots()
     return int(dag.end_ns.max(initial=0))

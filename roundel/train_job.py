@@ -213,12 +213,18 @@ def _microbatches(config: TrainConfig, devices: "Devices") -> int:
 
 def _policies(config: TrainConfig, microbatches: int) -> dict[str, Policy]:
     """The policy that was named, or those that `auto` compares, with their knobs, by name."""
-    name, knobs = config.policy.name, config.policy.knobs()
-    clip = {"clip": True} if config.train.clip_norm else {}
-    if name == AUTO:
-        return candidates({**knobs, **clip}, microbatches)
-    clips = clip if "clip" in known_knobs(name) else {}
-    return {name: policies_of([name], {**knobs, **clips})[0]}
+    if config.policy.name == AUTO:
+        clip = {"clip": True} if config.train.clip_norm else {}
+        return candidates({**config.policy.knobs(), **clip}, microbatches)
+    return named_policies(config, [config.policy.name])
+
+
+def named_policies(config: TrainConfig, names: list[str]) -> dict[str, Policy]:
+    """The policies of these names, with their knobs; all that can clip do where training does."""
+    clips = any("clip" in known_knobs(name) for name in names)
+    clip = {"clip": True} if config.train.clip_norm and clips else {}
+    policies = policies_of(names, {**config.policy.knobs(), **clip})
+    return dict(zip(names, policies, strict=True))
 
 
 def _refuse_to_mix(config: TrainConfig) -> None:

@@ -27,9 +27,9 @@ STALE_STEPS = 4
 class Validation:
     """One policy, predicted and measured.
 
-    step_s: seconds from one `step` call to the next, the median. memory_bytes: the peak on the
+    measured: the timeline of the step of median length. memory_bytes: the peak on the
     fullest device as its allocator counts it, None on the CPU. resimulated: from the times that the
-    run's own ops took, so that what is left is the cost model's.
+    run's own ops took, so that what is left is the cost model's. places: the devices.
     """
 
     name: str
@@ -38,11 +38,21 @@ class Validation:
     measured: Timeline
     steps_s: tuple[float, ...]
     memory_bytes: int | None
+    places: tuple[str, ...]
 
     @property
     def step_s(self) -> float:
         """The measured step time."""
         return statistics.median(self.steps_s)
+
+    @property
+    def expected_bytes(self) -> int:
+        """The peak that is predicted for the fullest GPU, all its virtual devices together."""
+        peaks: dict[str, int] = {}
+        together = zip(self.places, self.predicted.metrics.peak_memory_bytes, strict=True)
+        for place, peak in together:
+            peaks[place] = peaks.get(place, 0) + peak
+        return max(peaks.values())
 
     @property
     def one_step(self) -> Timeline:
@@ -71,7 +81,7 @@ class Validation:
                 "error": error(self.predicted.metrics.step_s, self.step_s),
             },
             "peak_memory_bytes": {
-                "predicted": max(self.predicted.metrics.peak_memory_bytes),
+                "predicted": self.expected_bytes,
                 "measured": self.memory_bytes,
             },
             "differences": [vars(each) for each in differences(self.one_step, self.measured)],
@@ -89,7 +99,8 @@ def validate(job: "Job", work: Work, name: str, policy: Policy, steps: int) -> V
     timeline, times, memory = run(job, work, policy, steps)
     again = Work(trace_of_timeline(timeline, work.trace), work.machine, work.microbatches)
     resimulated = predict(again, _Same(policy, work), name)
-    return Validation(name, predicted, resimulated, timeline, times, memory)
+    places = tuple(map(str, job.devices))
+    return Validation(name, predicted, resimulated, timeline, times, memory, places)
 
 
 def predict(work: Work, policy: Policy, name: str) -> Simulation:
@@ -112,19 +123,21 @@ class _Same:
 def run(
     job: "Job", work: Work, policy: Policy, steps: int
 ) -> tuple[Timeline, tuple[float, ...], int | None]:
-    """The last step's timeline, the seconds of each step that counts, and the peak memory."""
+    """The timeline of the step of median length, the seconds of each, and the peak memory."""
     from .executor.places import count_peaks_anew, peak_memory
 
     with job.trainer(policy, work) as trainer:
-        times = []
+        times: list[float] = []
+        results = []
         for number in range(WARM_UP + steps):
             if number == WARM_UP:
                 count_peaks_anew(job.devices)
             batch = job.batches.batch(number)
             start = time.perf_counter()
-            result = trainer.step(*batch)
+            results.append(trainer.step(*batch))
             times.append(time.perf_counter() - start)
-        timeline = result.timeline
+        middle = sorted(range(WARM_UP, len(times)), key=times.__getitem__)[steps // 2]
+        timeline = results[middle].timeline
         memory = peak_memory(job.devices)
     return timeline, tuple(times[WARM_UP:]), memory
 

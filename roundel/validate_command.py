@@ -1,9 +1,11 @@
 """`roundel validate`."""
 
 import json
+import re
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,13 +16,17 @@ from . import options as opt
 from . import train_options as own
 from .analysis.timeline_picture import draw_pair
 from .analysis.units import human_bytes, human_seconds, human_share
-from .options import policies_of
+from .policies.catalog import POLICIES
+from .policies.policy import Policy
 from .policies.work import Work
 from .profile_command import measured, print_profile
 from .traces.errors import InputError, shown
 from .train import read_config
 from .train_progress import busy, say
 from .validate import Validation, differences, error, validate
+
+if TYPE_CHECKING:
+    from .train_job import Job
 
 DEFAULT = "gpipe,1f1b,interleaved-1f1b,round-robin,layer-to-layer"
 
@@ -80,29 +86,67 @@ def validate_command(
     if output:
         _make(output)
     from .executor.places import sharing_cores
-    from .train_job import Job
+    from .train_job import Job, named_policies
 
-    names = [each.strip() for each in policies.split(",") if each.strip()]
-    chosen = policies_of(names, config.policy.knobs())
+    chosen = named_policies(config, _names(policies))
     with busy("loading", console):
         job = Job.of(config)
-    validations: list[Validation] = []
     with sharing_cores(job.devices), busy("measuring", console) as status:
         tell = status.update if status else lambda what: None
         work = measured(job, tell)
         print_profile(console, work)
-        for name, policy in zip(names, chosen, strict=True):
-            tell(f"running {name}")
-            try:
-                validations.append(validate(job, work, name, policy, count))
-            except InputError as refused:
-                say(console, f"{name}: {refused}")
+        if any(device.type == "cpu" for device in job.devices):
+            say(console, "on the CPU whatever else runs here counts: errors may be noise")
+        validations = list(_validated(job, work, chosen, count, console, tell, output))
     if not validations:
         raise InputError("policies: none of them could run; the lines above say why")
     print_validations(console, validations)
     if output:
-        write_validations(output, work, validations)
+        write_figures(output, work, validations)
         say(console, f"wrote {shown(output)}: trace, machine, validate.json and pictures")
+
+
+def _names(text: str) -> list[str]:
+    names = [each.strip() for each in text.split(",") if each.strip()]
+    if names == ["all"]:
+        return list(POLICIES)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"--policies: {twice[0]} is named twice")
+    if not names:
+        raise InputError("--policies: name at least one")
+    return names
+
+
+def _validated(
+    job: "Job",
+    work: Work,
+    chosen: dict[str, Policy],
+    count: int,
+    console: Console,
+    tell: Callable[[str], None],
+    output: Path | None,
+) -> Iterator[Validation]:
+    """Each policy that runs; of one that does not, why not. Draws each as it comes."""
+    from .executor.training_setup import explain
+
+    for name, policy in chosen.items():
+        tell(f"running {name}")
+        try:
+            done = validate(job, work, name, policy, count)
+        except InputError as refused:
+            say(console, f"{name}: {refused}")
+            continue
+        except Exception as error:
+            say(console, f"{name}: {explain(error)}")
+            continue
+        if output:
+            draw_pair(done.one_step, done.measured, output / f"{_file_name(name)}.png")
+        yield done
+
+
+def _file_name(name: str) -> str:
+    return "-".join(part for part in re.split(r"[^\w.-]+", name) if part)
 
 
 def print_validations(console: Console, validations: list[Validation]) -> None:
@@ -144,7 +188,7 @@ def wrong_order(validations: list[Validation]) -> str:
 
 def _rows(each: Validation) -> list[list[str]]:
     predicted, real = each.predicted.metrics, each.metrics
-    expected, memory = max(predicted.peak_memory_bytes), each.memory_bytes
+    expected, memory = each.expected_bytes, each.memory_bytes
     return [
         [
             each.name,
@@ -173,14 +217,12 @@ def _rows(each: Validation) -> list[list[str]]:
     ]
 
 
-def write_validations(folder: Path, work: Work, validations: list[Validation]) -> None:
-    """The trace, the machine, all figures, and each policy's two timelines on one time axis."""
+def write_figures(folder: Path, work: Work, validations: list[Validation]) -> None:
+    """The trace, the machine, and all figures."""
     work.trace.save(folder / "trace.json")
     work.machine.save(folder / "machine.json")
     figures: dict[str, Any] = {"policies": [each.to_json() for each in validations]}
     (folder / "validate.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    for each in validations:
-        draw_pair(each.one_step, each.measured, folder / f"{each.name.replace(':', '-')}.png")
 
 
 def _make(folder: Path) -> None:

@@ -1,19 +1,22 @@
 """The trace that is measured: kinds of layers, bytes, parts of backward, layers without memory."""
 
+import time
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import roundel
 from roundel.executor.decoder import decoder_layers
-from roundel.executor.layers import Layers
-from roundel.executor.measure import measure_layers
+from roundel.executor.layers import Layers, Replica
+from roundel.executor.measure import measure_layers, with_real_bytes
 from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 from roundel.policies.work import Work
 from roundel.traces.machine import ideal_machine
 
+from ..costs import make_trace
 from . import toy
 
 CPU = torch.device(toy.DEVICE)
@@ -106,3 +109,119 @@ def test_what_is_saved_is_counted_without_inputs_and_outputs() -> None:
     # Of the two outputs of tanh both are saved; input and output of the layer are not.
     assert trace.layers[1].saved_bytes == 2 * trace.layers[1].output_bytes
     assert trace.layers[1].output_bytes == 2 * 16 * 48 * 4
+
+
+class Odd(nn.Module):
+    """Keeps what no printed form shows."""
+
+    def __init__(self, **kept: Any) -> None:
+        super().__init__()
+        self.inner = nn.Linear(48, 48)
+        for name, value in kept.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.inner(value)
+
+
+SHARED = object()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        ({"rates": (0.1,)}, {"rates": (0.1,)}, True),
+        ({"rates": (0.1,)}, {"rates": (0.2,)}, False),
+        ({"sizes": {"a": [1]}}, {"sizes": {"a": [2]}}, False),
+        ({"layer_idx": 0}, {"layer_idx": 1}, False),
+        ({"work": torch.sin}, {"work": torch.sin}, True),
+        ({"work": torch.sin}, {"work": torch.cos}, False),
+        ({"config": SHARED}, {"config": SHARED}, True),
+        ({"config": object()}, {"config": object()}, False),
+        ({"table": torch.zeros(3)}, {"table": torch.zeros(3)}, True),
+        ({"table": torch.zeros(3)}, {"table": torch.ones(3)}, False),
+        ({"table": torch.zeros(3)}, {"table": torch.zeros(4)}, False),
+    ],
+)
+def test_only_layers_that_are_known_to_be_alike_are_one_kind(
+    first: dict[str, Any], second: dict[str, Any], alike: bool
+) -> None:
+    embedding, *_, head = decoder_layers(SHAPE)
+    # The first layer gets no gradient for its input: let both stand behind another one.
+    layers = [embedding, Scaled(1.0), Odd(**first), Odd(**second), head]
+    assert measured(layers)[2] == ([0, 1, 2, 4] if alike else [0, 1, 2, 3, 4])
+
+
+def test_a_hook_makes_a_layer_a_kind_of_its_own() -> None:
+    embedding, *_, head = decoder_layers(SHAPE)
+    layers = [embedding, Odd(), Odd(), Odd(), head]
+    layers[2].register_forward_hook(lambda module, inputs, output: output)
+    assert measured(layers)[2] == [0, 1, 2, 4]
+
+
+def test_inputs_of_another_kind_and_without_gradient_count() -> None:
+    linear = [nn.Linear(4, 4) for _ in range(4)]
+    told: list[int] = []
+    measure_layers(
+        Layers(linear),
+        nn.functional.mse_loss,
+        torch.zeros(2, 4),
+        torch.zeros(2, 4),
+        CPU,
+        told=lambda layer, count, name: told.append(layer),
+    )
+    assert told == [0, 1, 3]
+
+
+def test_weights_are_not_saved_tensors() -> None:
+    embedding, *_, head = decoder_layers(SHAPE)
+    trace, _, _ = measured([embedding, Odd(), nn.Linear(48, 48), head])
+    assert trace.layers[2].saved_bytes == 1
+
+
+def test_a_first_run_that_is_slow_does_not_count() -> None:
+    class SlowAtFirst(Odd):
+        def forward(self, value: Tensor) -> Tensor:
+            if not hasattr(self, "warm"):
+                self.warm = True
+                time.sleep(0.2)
+            return self.inner(value)
+
+    embedding, *_, head = decoder_layers(SHAPE)
+    trace, _, _ = measured([embedding, SlowAtFirst(), head], repeats=1)
+    assert trace.layers[1].forward_ns < 10**8
+
+
+def test_a_buffer_without_memory_is_made_of_zeros() -> None:
+    with torch.device("meta"):
+        module = Odd(table=torch.zeros(3))
+    replica = Replica(module, torch.device("cpu"))
+    assert replica.module.get_buffer("table").tolist() == [0, 0, 0]
+
+
+def test_a_trace_of_times_alone_gets_the_bytes_of_the_layers() -> None:
+    layers = Layers(decoder_layers(SHAPE, tied=True))
+    trace = make_trace(len(layers))
+    filled = with_real_bytes(trace, layers, torch.bfloat16, 12)
+    real, _, _ = measured(layers.modules, compute=torch.bfloat16, state_bytes=12)
+    for ours, theirs in zip(filled.layers, real.layers, strict=True):
+        assert ours.param_bytes == theirs.param_bytes
+        assert ours.grad_bytes == theirs.grad_bytes
+        assert ours.optimizer_bytes == theirs.optimizer_bytes
+        assert ours.params_to_update == theirs.params_to_update
+    assert with_real_bytes(real, layers, torch.bfloat16, 99) == real
+
+
+@pytest.mark.parametrize(
+    "policy", [roundel.RoundRobin(**toy.CUTS), roundel.OneFOneB()], ids=lambda policy: policy.name
+)
+def test_a_trace_of_times_alone_trains_the_same(policy: roundel.Policy) -> None:
+    batches = toy.vectors()
+    expected = toy.plain(toy.blocks(), nn.functional.mse_loss, batches)
+    got = toy.train(
+        toy.blocks(), nn.functional.mse_loss, batches, policy, trace=make_trace(8), race=1
+    )
+    assert got[0] == pytest.approx(expected[0], abs=1e-12)

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roundel.policies.asymmetric import AsymmetricCut, good_cuts, upload_ns
+from roundel.policies.asymmetric import AsymmetricCut, finer, good_cuts, upload_ns
+from roundel.policies.estimate import rough_makespan_ns
+from roundel.policies.lowering import lower
 from roundel.policies.round_robin import RoundRobin
 from roundel.policies.streamed import CANDIDATES
 from roundel.policies.work import Work
 from roundel.traces.errors import InputError
-from roundel.traces.machine import ideal_machine
+from roundel.traces.machine import Device, Host, Link, Machine, ideal_machine
 
 from ..costs import make_machine, make_trace, make_work
 
@@ -177,3 +179,29 @@ def test_a_stale_optimizer_may_want_another_cut_than_a_synchronous_one() -> None
     sync, stale = RoundRobin(), RoundRobin(optimizer="stale")
     assert sync.step_ns(work, sync.cut(work)) <= sync.step_ns(work, stale.cut(work))
     assert stale.step_ns(work, stale.cut(work)) <= stale.step_ns(work, sync.cut(work))
+
+
+def test_finer_cuts_leave_less_at_both_ends() -> None:
+    cuts = [str(cut) for cut in finer(AsymmetricCut((5, 2), (1, 4, 3)))]
+    assert cuts == [
+        "1 4 2 / 1 4 2 1",
+        "2 3 1 1 / 1 2 2 1 2",
+        "1 1 1 2 1 1 / 1 1 1 1 1 1 1 1",
+        "1 1 1 1 1 1 1 / 1 1 1 1 1 1 1 1",
+    ]
+
+
+def test_a_rough_makespan_counts_transfers_at_an_even_share_and_updates() -> None:
+    """One layer, one microbatch, 10 GB of weights: up, forward and backward, down, update."""
+    trace = make_trace([(10**9, 10**9, 10**9)], param_bytes=10**10, grad_bytes=10**10)
+    machine = Machine(
+        name="test",
+        host=Host(optimizer_params_per_s=10**10),
+        devices=(Device(name="gpu0"), Device(name="gpu1")),
+        links=tuple(Link(a="host", b=f"gpu{n}", bytes_per_s=10**10) for n in range(2)),
+    )
+    work = Work(trace, machine.first_devices(1), 1)
+    program = lower([RoundRobin((), (1,)).plan(work, 0)], work)
+    expected = 10**9 + 3 * 10**9 + 10**9 + 10**9 // 2
+    # Each of the chunks of an upload is rounded down.
+    assert rough_makespan_ns(program) == pytest.approx(expected, abs=200)

@@ -7,7 +7,7 @@ import pytest
 
 import roundel
 from roundel.cli import main
-from roundel.validate import differences
+from roundel.validate import _Same, differences
 
 SMALL = "decoder-tiny --devices cpu,cpu --batch 8 -m 4 --sequence 32"
 
@@ -88,6 +88,8 @@ def test_policies_are_predicted_run_and_laid_over_each_other(
     ("line", "message"),
     [
         (f"validate {SMALL} --policies nonsense", "nonsense"),
+        (f"validate {SMALL} --policies gpipe,gpipe", "gpipe is named twice"),
+        (f"validate {SMALL} --policies ,", "name at least one"),
         (f"validate {SMALL} --policies gpipe --chunks 2", "chunks: no policy among gpipe"),
         (f"validate {SMALL} --policies gpipe -o /dev/null/x", "cannot make this folder"),
         (f"validate {SMALL} --policies round-robin --memory 10KB", "none of them could run"),
@@ -111,3 +113,41 @@ def test_the_largest_difference_is_named() -> None:
     (found, *_) = differences(before, after)
     assert found.measured_s - found.predicted_s == pytest.approx(len(rows))
     assert found.lane.startswith("gpu1")
+
+
+def test_the_run_is_simulated_again_by_the_plan_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that would make another cut do not."""
+    trace = roundel.load_trace("qwen3-1.7b-rtx4090")
+    work = roundel.make_work(trace, microbatches=4, devices=2)
+    policy = roundel.OneFOneB()
+    slow = trace.layers[0].model_copy(update={"forward_ns": 10**10, "backward_ns": 10**10})
+    other = roundel.make_work(
+        trace.model_copy(update={"layers": (slow, *trace.layers[1:])}), microbatches=4, devices=2
+    )
+    assert policy.plan(other, 0) != policy.plan(work, 0)
+    assert _Same(policy, work).plan(other, 0) == policy.plan(work, 0)
+
+
+def test_a_policy_that_fails_does_not_lose_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "policies.py").write_text(
+        "class Broken:\n    def plan(self, work, step):\n        raise KeyError('no luck')\n"
+    )
+    out = tmp_path / "out"
+    names = f"{tmp_path}/policies.py:Broken,gpipe"
+    assert run(f"validate {SMALL} --policies {names} --measure 1 -o {out}") == 0
+    assert "no luck" in capsys.readouterr().out
+    assert (out / "gpipe.png").is_file()
+
+
+def test_a_file_that_clips_and_a_policy_from_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.toml").write_text("[train]\nclip_norm = 1.0\nbatch = 8\nmicrobatches = 4\n")
+    out = tmp_path / "out"
+    waves = Path(__file__).parents[2] / "examples" / "my_policy.py"
+    line = f"validate {tmp_path}/train.toml -d cpu,cpu --sequence 32 --measure 1 -o {out}"
+    assert run(f"{line} --policies 1f1b") == 0
+    assert run(f"validate {SMALL} --measure 1 -o {out} --policies {waves}:Waves") == 0
+    assert any(path.name.endswith("my_policy.py-Waves.png") for path in out.iterdir())
