@@ -105,8 +105,12 @@ class Streamed(ABC):
         return int(ends[0] if steps == 1 else ends[-1] - ends[0]) // max(1, steps - 1)
 
     def fits(self, work: Work, cut: AsymmetricCut) -> bool:
-        """Whether a step with this cut keeps within the devices' memory."""
-        program = lower([self.plan_with(work, 0, cut)], work)
+        """Whether a step with this cut keeps within the devices' memory.
+
+        Of stale ones two: each begins while the one before it ends.
+        """
+        steps = 1 if self.optimizer == "sync" else 2
+        program = lower([self.plan_with(work, step, cut) for step in range(steps)], work)
         return all(not curve.over_bytes for curve in estimate(program, self.name).memory[:-1])
 
     def enough(self, work: Work) -> int:
