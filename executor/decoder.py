@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ..traces.errors import InputError
 from ..traces.shapes import DecoderShape
@@ -26,10 +27,21 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind an RMSNorm and added to its input."""
+    """Attention and SwiGLU, each behind an RMSNorm and added to its input.
 
-    def __init__(self, shape: DecoderShape, dropout: float = 0.0, base: float = ROTARY_BASE):
+    ffn_chunk: so many tokens of a sequence go through SwiGLU at a time, once more in backward;
+        what is inside is as large as a chunk then. None: all of them, once.
+    """
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        dropout: float = 0.0,
+        base: float = ROTARY_BASE,
+        ffn_chunk: int | None = None,
+    ) -> None:
         super().__init__()
+        self.ffn_chunk = ffn_chunk
         self.shape, self.base = shape, base
         self.attention_norm = nn.RMSNorm(shape.hidden, NORM_EPS)
         self.query = nn.Linear(shape.hidden, shape.query, bias=False)
@@ -47,9 +59,18 @@ class Block(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         value = value + self.dropout(self._attend(self.attention_norm(value)))
+        if self.ffn_chunk is None or value.shape[1] <= self.ffn_chunk:
+            return value + self.dropout(self._feed(value))  # type: ignore[no-any-return]
+        parts = [
+            checkpoint(self._feed, part, use_reentrant=False, preserve_rng_state=False)
+            for part in torch.split(value, self.ffn_chunk, dim=1)
+        ]
+        return value + self.dropout(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+
+    def _feed(self, value: Tensor) -> Tensor:
         normed = self.ffn_norm(value)
         inner = functional.silu(self.gate(normed)) * self.up(normed)
-        return value + self.dropout(self.down(inner))  # type: ignore[no-any-return]
+        return self.down(inner)  # type: ignore[no-any-return]
 
     def _attend(self, value: Tensor) -> Tensor:
         query, key = self._heads(self.query(value)), self._heads(self.key(value))
@@ -112,12 +133,16 @@ def decoder_layers(
     dtype: torch.dtype = torch.float32,
     init: bool = True,
     head_in_loss: bool = False,
+    ffn_chunk: int | None = None,
+    draw_on: torch.device | str | None = None,
 ) -> list[nn.Module]:
     """Embedding, blocks and head: `shape.layers` + 2 modules.
 
     tied: the head's projection is the embedding's table.
     dropout: on the embedding's, attention's and SwiGLU's outputs.
     device: "meta" makes them without memory.
+    ffn_chunk: as `Block` has it, for long sequences.
+    draw_on: a GPU draws a large model's weights much sooner; other numbers than the CPU's.
     head_in_loss: the loss makes the logits, in parts; it must be `token_loss`.
     init: False leaves the weights as they are found in memory, to be filled from a file.
 
@@ -127,15 +152,16 @@ def decoder_layers(
     """
     _check(shape)
     with torch.device("meta"):
-        blocks = [Block(shape, dropout, rotary_base) for _ in range(shape.layers)]
+        blocks = [Block(shape, dropout, rotary_base, ffn_chunk) for _ in range(shape.layers)]
         embedding, head = Embedding(shape, dropout), Head(shape, head_in_loss)
     layers = [embedding, *blocks, head]
     real = torch.device(device).type != "meta"
     for layer in layers:
         layer.to(dtype)
         if real:
-            layer.to_empty(device=device)
+            layer.to_empty(device=draw_on or device)
             _fill(layer, shape) if init else None
+            layer.to(device)
     if tied:
         head.project.weight = embedding.table.weight
     return layers

@@ -31,10 +31,20 @@ def defer_linears(module: nn.Module) -> None:
             part.forward = _forward_of(part)  # type: ignore[method-assign, assignment]
 
 
+def _is_checkpointed() -> bool:
+    """Whether this runs inside torch.utils.checkpoint, which runs it again in backward.
+
+    What it does then must be what it did before: a weight gradient in there is not put off.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None
+
+
 def _forward_of(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(value: Tensor) -> Tensor:
         jobs = getattr(_active, "jobs", None)
-        if jobs is None or not linear.weight.requires_grad or not torch.is_grad_enabled():
+        wanted = linear.weight.requires_grad and torch.is_grad_enabled()
+        if jobs is None or not wanted or _is_checkpointed():
             return functional.linear(value, linear.weight, linear.bias)
         if torch.is_autocast_enabled(value.device.type):
             dtype = torch.get_autocast_dtype(value.device.type)

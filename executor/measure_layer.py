@@ -11,7 +11,7 @@ from ..traces.errors import InputError
 from ..traces.trace import LEAST_OF_BACKWARD, LayerCost
 from .deferred import Job, collecting, defer_linears
 from .layers import Layers, Layout, Replica, WeightCopy
-from .streams import Clock, Mark, mark_now
+from .streams import Clock, Mark, idle_streams, mark_now
 from .values import (
     Value,
     as_leaves,
@@ -82,7 +82,7 @@ class LayerRun:
         `split`: also take backward apart into its input's and its weights' part.
         """
         marks: list[tuple[Mark, Mark, Mark]] = []
-        clock = Clock([self.device])
+        clock = Clock(idle_streams([self.device]))
         saved: dict[int, int] = {}
         drew, saved_bytes = False, 1
         at_most = 0
@@ -136,7 +136,7 @@ class LayerRun:
     def _parts(self, value: Value, needs: bool, backward_ns: int, repeats: int) -> dict[str, int]:
         """Backward's parts: its linear layers' weights' part is what can be put off."""
         defer_linears(self.module)
-        clock, marks = Clock([self.device]), []
+        clock, marks = Clock(idle_streams([self.device])), []
         for _ in range(repeats + 1):
             jobs: list[Job] = []
             with collecting(jobs):

@@ -40,6 +40,8 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     empty: bool = False,
+    ffn_chunk: int | None = None,
+    draw_on: torch.device | None = None,
 ) -> Model:
     """The model called `source`; `empty`: without memory for weights, which no function's has.
 
@@ -57,10 +59,14 @@ def load_model(
             dtype=dtype,
             device="meta" if empty else "cpu",
             head_in_loss=True,
+            ffn_chunk=ffn_chunk,
+            draw_on=draw_on,
         )
         return Model(Layers(layers), token_loss, preset.shape.vocabulary)
-    if tied or dropout:
-        raise InputError("model: tied and dropout are for presets; set them in the model itself")
+    if tied or dropout or ffn_chunk:
+        raise InputError(
+            "model: tied, dropout and ffn_chunk are for presets; set them in the model itself"
+        )
     if is_function(source):
         return _from_function(source)
     return _from_hugging_face(source, dtype, empty)

@@ -1,6 +1,7 @@
 """What a lane runs on: a CUDA stream, or on the CPU nothing but the calling thread."""
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -83,6 +84,7 @@ class CudaMark:
 
     def time_ns(self, clock: "Clock") -> int:
         start = clock.marks[self.device.index].event
+        start.synchronize()
         ms: float = start.elapsed_time(self.event)
         return round(ms * 1e6)
 
@@ -112,15 +114,23 @@ class CudaStream:
 class Clock:
     """The start of a step on the host and on every CUDA device, all at one moment.
 
-    On a device it is a mark on a stream with nothing else on it, which is reached at once whatever
-    runs on the others.
+    On a device it is a mark on a stream with nothing else on it, of `idle_streams`, which is
+    reached at once whatever runs on the others.
     """
 
-    def __init__(self, devices: list[torch.device]) -> None:
-        cuda = {device.index: device for device in devices if device.type == "cuda"}
-        streams = {index: CudaStream(device).stream for index, device in cuda.items()}
+    def __init__(self, streams: "IdleStreams") -> None:
         self.start_ns = time.perf_counter_ns()
         self.marks = {index: CudaMark(stream) for index, stream in streams.items()}
+
+
+IdleStreams = dict[int, torch.cuda.Stream]
+"""A stream by the number of its device."""
+
+
+def idle_streams(devices: Sequence[torch.device]) -> IdleStreams:
+    """A stream for each GPU that nothing runs on. To be kept: torch has few, which take turns."""
+    indices = {device.index for device in devices if device.type == "cuda"}
+    return {index: CudaStream(torch.device("cuda", index)).stream for index in sorted(indices)}
 
 
 def mark_now(device: torch.device) -> Mark:

@@ -36,7 +36,7 @@ from .measure_machine import measure_machine
 from .older import put_older_weights
 from .sizes import parse_bytes, say_bytes
 from .state_bytes import state_bytes
-from .streams import Clock, CpuStream, make_stream
+from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
 from .values import Value, batch_size, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
@@ -85,6 +85,7 @@ class _Ready:
     work: Work
     machinery: Machinery
     threads: list[LaneThread]
+    idle_streams: IdleStreams
 
 
 class NotANumber(ArithmeticError):
@@ -305,7 +306,7 @@ class Trainer:
                     thread.close()
                 raise
             self._older = {}
-            self._ready = _Ready(work, machinery, threads)
+            self._ready = _Ready(work, machinery, threads, idle_streams(self.devices))
         return self._ready
 
     def _measure(self, inputs: Value, targets: Value) -> tuple[Trace, set[int]]:
@@ -449,7 +450,7 @@ class Trainer:
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
         )
         run = Run(tables.program, self._after(tables) if overlaps else None)
-        clock = Clock(self.devices)
+        clock = Clock(ready.idle_streams)
         handler = self._around(engine.run)
         for lane, thread in enumerate(ready.threads):
             thread.submit(run, lane, handler)

@@ -38,6 +38,7 @@ def profile(
     what: own.What = None,
     model: own.Model = None,
     tied: own.Tied = None,
+    ffn_chunk: own.FfnChunk = None,
     dtype: own.Dtype = None,
     compute_dtype: own.ComputeDtype = None,
     autocast: own.Autocast = None,

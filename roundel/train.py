@@ -44,12 +44,14 @@ class _Section(BaseModel):
 class ModelSection(_Section):
     """What is trained. `name`: a preset, a Hugging Face config or folder, or file.py:function.
 
+    ffn_chunk: of a preset, tokens that go through a block's feed-forward part at a time.
     dtype: of the weights that the optimizer updates. compute_dtype: of those on the devices.
     """
 
     name: str = "decoder-tiny"
     tied: bool = False
     dropout: Share = 0.0
+    ffn_chunk: Positive | None = None
     dtype: Wide = "float32"
     compute_dtype: Narrow | None = None
     autocast: Narrow | None = None

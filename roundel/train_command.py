@@ -16,6 +16,7 @@ def train(
     model: own.Model = None,
     tied: own.Tied = None,
     dropout: own.Dropout = None,
+    ffn_chunk: own.FfnChunk = None,
     dtype: own.Dtype = None,
     compute_dtype: own.ComputeDtype = None,
     autocast: own.Autocast = None,

@@ -77,6 +77,8 @@ class Job:
             dtype=dtype,
             seed=train.seed,
             empty=empty,
+            ffn_chunk=part.ffn_chunk,
+            draw_on=devices[0] if devices[0].type == "cuda" else None,
         )
         check_vocabulary(model, batches)
         return cls(config, policies, devices, batches, model, optimizer)

@@ -16,6 +16,7 @@ FLAGS: dict[str, Flag] = {
     "model": ("--model", "model", "name"),
     "tied": ("--tied", "model", "tied"),
     "dropout": ("--dropout", "model", "dropout"),
+    "ffn_chunk": ("--ffn-chunk", "model", "ffn_chunk"),
     "dtype": ("--dtype", "model", "dtype"),
     "compute_dtype": ("--compute-dtype", "model", "compute_dtype"),
     "autocast": ("--autocast", "model", "autocast"),
@@ -86,6 +87,14 @@ Tied = Annotated[
     bool | None, _option("--tied/--untied", "A preset's head shares its embedding.", MODEL)
 ]
 Dropout = Annotated[float | None, _option("--dropout", "Of a preset", MODEL)]
+FfnChunk = Annotated[
+    int | None,
+    _option(
+        "--ffn-chunk",
+        "Of a preset: tokens in a block's feed-forward part at a time, for long sequences.",
+        MODEL,
+    ),
+]
 Dtype = Annotated[str | None, _option("--dtype", "Of the weights that are updated", MODEL)]
 ComputeDtype = Annotated[
     str | None, _option("--compute-dtype", "Of the weights on the devices.", MODEL)

@@ -55,6 +55,7 @@ def validate_command(
     ] = None,
     model: own.Model = None,
     tied: own.Tied = None,
+    ffn_chunk: own.FfnChunk = None,
     dtype: own.Dtype = None,
     compute_dtype: own.ComputeDtype = None,
     autocast: own.Autocast = None,

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import roundel
 from roundel.executor.decoder import Block, decoder_layers, rotated
+from roundel.executor.layers import Layers
+from roundel.executor.measure import measure_layers
 from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 from roundel.traces.shapes import DecoderShape, model_params
@@ -196,3 +198,35 @@ def test_a_shape_of_another_kind_is_refused(change: dict[str, int], message: str
 
     with pytest.raises(roundel.InputError, match=message):
         decoder_layers(replace(SHAPE, **change))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 100])
+def test_a_feed_forward_part_in_chunks_is_the_whole_one(chunk: int) -> None:
+    shape = PRESETS["decoder-tiny"].shape
+
+    def run(ffn_chunk: int | None) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(0)
+        block = Block(shape, ffn_chunk=ffn_chunk).double()
+        value = torch.randn(2, 8, shape.hidden, dtype=torch.double, requires_grad=True)
+        output = block(value)
+        (output * torch.linspace(0, 1, output.numel()).view_as(output)).sum().backward()
+        return output, [each.grad for each in (value, *block.parameters())]  # type: ignore[misc]
+
+    expected, got = run(None), run(chunk)
+    torch.testing.assert_close(got[0], expected[0], rtol=0, atol=1e-13)
+    for mine, theirs in zip(got[1], expected[1], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_feed_forward_part_in_chunks_saves_less() -> None:
+    shape = PRESETS["decoder-tiny"].shape
+
+    def saved(ffn_chunk: int | None) -> int:
+        layers = decoder_layers(shape, ffn_chunk=ffn_chunk)
+        tokens = torch.zeros(1, 64, dtype=torch.long)
+        trace, _ = measure_layers(Layers(layers), token_loss, tokens, tokens, torch.device("cpu"))
+        return trace.layers[1].saved_bytes
+
+    whole = saved(None)
+    # Four tensors of the inner width are not kept.
+    assert saved(16) < whole - 3 * 64 * shape.ffn * 4

@@ -76,7 +76,7 @@ def test_under_autocast_the_product_is_narrow() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("policy", toy.every_policy(), ids=lambda policy: policy.name)
-def test_every_policy_trains_with_the_head_in_the_loss(
+def test_every_policy_trains_with_the_head_in_the_loss_and_parts_in_chunks(
     policy: roundel.Policy, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 3 * 13)
@@ -85,7 +85,8 @@ def test_every_policy_trains_with_the_head_in_the_loss(
 
     def layers(in_loss: bool) -> list[nn.Module]:
         torch.manual_seed(4)
-        return decoder_layers(shape, tied, dtype=torch.double, head_in_loss=in_loss)
+        parts = {"head_in_loss": in_loss, "ffn_chunk": 3 if in_loss else None}
+        return decoder_layers(shape, tied, dtype=torch.double, **parts)
 
     batches = toy.tokens()
     expected = toy.plain(layers(in_loss=False), token_loss, batches)

@@ -115,7 +115,7 @@ WRONG = [
     ("{models}:nothing", "must return layers (modules), or (layers, loss_fn)"),
     ("{models}:broken", "RuntimeError: cannot"),
     ("no.py:layers", "model: no.py: no such file"),
-    ("{models}:good --dropout 0.5", "tied and dropout are for presets"),
+    ("{models}:good --dropout 0.5", "tied, dropout and ffn_chunk are for presets"),
     ("decoder-tiny --resume", "checkpoint.folder: missing; say where checkpoints are"),
     ("decoder-tiny --timeline {text}/step.png", "cannot write this picture: "),
     ("decoder-tiny --timeline step.gif", "name it .png or .svg or .pdf"),
