@@ -41,6 +41,7 @@ POLICIES = {
     "round-robin": roundel.RoundRobin(),
     "round-robin, states through the GPU": roundel.RoundRobin(optimizer_on="device"),
     "round-robin, stale": roundel.RoundRobin(optimizer="stale"),
+    "layer-to-layer": roundel.LayerToLayer(),
 }
 
 
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--devices", default="cuda:0,cuda:0")
     parser.add_argument("--memory", default="24GiB")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--policies", help="some of them, with semicolons between")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     first = arguments.devices.split(",")[0]
@@ -190,7 +192,9 @@ def main() -> None:
     )
     plain_end = sum(curves["plain PyTorch"][-20:]) / 20
     print(f"{'plain PyTorch':36} {'':9} {'':9} {plain_end:8.4f}")
-    for name, policy in POLICIES.items():
+    chosen = arguments.policies.split(";") if arguments.policies else list(POLICIES)
+    for name in chosen:
+        policy = POLICIES[name]
         exact = gradient_error(policy, batches[0], reference, arguments, None)
         half = gradient_error(policy, batches[0], reference, arguments, torch.bfloat16)
         result = train(name, policy, batches, arguments)

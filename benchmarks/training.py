@@ -35,11 +35,18 @@ from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 
 Result = dict[str, Any]
-SYSTEMS: dict[str, dict[str, Any]] = {
-    "round-robin": {},
-    "round-robin, activations on the GPU": {"activations": "device"},
-    "round-robin, stale": {"optimizer": "stale"},
+SYSTEMS: dict[str, Callable[[int], roundel.Policy]] = {
+    "round-robin": lambda microbatches: roundel.RoundRobin(round_size=microbatches),
+    "round-robin, in rounds": lambda microbatches: roundel.RoundRobin(),
+    "round-robin, stale": lambda microbatches: roundel.RoundRobin(
+        round_size=microbatches, optimizer="stale"
+    ),
+    "layer-to-layer": lambda microbatches: roundel.LayerToLayer(),
+    "layer-to-layer, stale": lambda microbatches: roundel.LayerToLayer(optimizer="stale"),
+    "1f1b": lambda microbatches: roundel.OneFOneB(recompute="early"),
+    "interleaved-1f1b": lambda microbatches: roundel.Interleaved1F1B(recompute="early"),
 }
+"""Policies by name, given the microbatches of a step."""
 
 
 def make_layers(arguments: argparse.Namespace, device: str, dtype: torch.dtype) -> list[nn.Module]:
@@ -118,7 +125,7 @@ def plain(arguments: argparse.Namespace) -> Result:
 def ours(name: str, arguments: argparse.Namespace) -> Result:
     """A policy of Roundel at the memory cap."""
     devices = arguments.devices.split(",")
-    policy = roundel.RoundRobin(round_size=arguments.microbatches, **SYSTEMS[name])
+    policy = SYSTEMS[name](arguments.microbatches)
     with roundel.Trainer(
         make_layers(arguments, "cpu", torch.float32),
         token_loss,

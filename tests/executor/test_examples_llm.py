@@ -11,6 +11,9 @@ from torch import Tensor
 
 from roundel.executor.masters import GradientBook
 
+for package in ("gguf", "peft", "transformers"):
+    pytest.importorskip(package)
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

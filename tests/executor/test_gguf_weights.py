@@ -4,7 +4,6 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,8 @@ import transformers
 
 import roundel
 from roundel.executor.gguf_weights import _OF_BLOCK, _OF_MODEL, GgufFile, packaged_gguf
+
+gguf = pytest.importorskip("gguf")
 
 HEADS, KEY_HEADS = 4, 2
 TOKENS = ["<end>", "a", "b", "ab", "Ġ", "Ġa", "1", "2", "12"]

@@ -66,7 +66,7 @@ def test_noise_in_updates_is_new_every_step_and_the_same_every_run(policy: round
 
 def test_eight_bit_states_and_stochastic_rounding_follow_float32(tmp_path: Path) -> None:
     """torchao's AdamW on bf16 weights without float32 masters: 4 bytes a parameter, not 16."""
-    torchao = pytest.importorskip("torchao.optim")
+    torchao = toy.torchao_optimizers()
     tokens = load_tokens("python-stdlib", None)
     batches = TextBatches(tokens[: 2**20], 16, 64, held_out=0.1)
 

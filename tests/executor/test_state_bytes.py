@@ -7,6 +7,8 @@ import torch
 
 from roundel.executor.state_bytes import state_bytes
 
+from . import toy
+
 
 @pytest.mark.parametrize(
     ("optimizer", "weights", "compute", "expected"),
@@ -26,6 +28,6 @@ def test_bytes_a_parameter(optimizer, weights, compute, expected) -> None:  # ty
 
 
 def test_states_of_eight_bits() -> None:
-    torchao = pytest.importorskip("torchao.optim")
+    torchao = toy.torchao_optimizers()
     # Two moments of a byte each, and a scale every 256.
     assert state_bytes(torchao.AdamW8bit, torch.bfloat16, None) == 3

@@ -3,11 +3,13 @@
 import copy
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -185,3 +187,10 @@ def every_policy(**knobs: Any) -> list[roundel.Policy]:
             mine |= CUTS
         policies.append(roundel.make_policy(name, **mine))
     return policies
+
+
+def torchao_optimizers() -> Any:
+    """torchao's optimizers, which are compiled; the test is skipped where that cannot be."""
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        pytest.skip("torchao's optimizers need a C++ compiler")
+    return pytest.importorskip("torchao.optim")
