@@ -205,3 +205,9 @@ def test_a_rough_makespan_counts_transfers_at_an_even_share_and_updates() -> Non
     expected = 10**9 + 3 * 10**9 + 10**9 + 10**9 // 2
     # Each of the chunks of an upload is rounded down.
     assert rough_makespan_ns(program) == pytest.approx(expected, abs=200)
+
+
+def test_a_cut_is_tried_on_as_many_microbatches_as_a_round_has() -> None:
+    work = make_work(4, 2, 64)
+    assert RoundRobin().enough(work) == 8
+    assert RoundRobin(round_size=20).enough(work) == 20

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import roundel
 from roundel.cli import main
+from roundel.executor import places
+from roundel.executor.trainer import Trainer
 from roundel.validate import _Same, differences
 
 SMALL = "decoder-tiny --devices cpu,cpu --batch 8 -m 4 --sequence 32"
@@ -151,3 +154,17 @@ def test_a_file_that_clips_and_a_policy_from_a_folder(
     assert run(f"{line} --policies 1f1b") == 0
     assert run(f"validate {SMALL} --measure 1 -o {out} --policies {waves}:Waves") == 0
     assert any(path.name.endswith("my_policy.py-Waves.png") for path in out.iterdir())
+
+
+def test_peaks_of_memory_are_counted_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    step = Trainer.step
+
+    def noted(trainer: Trainer, *batch: Any) -> Any:
+        events.append("step")
+        return step(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "step", noted)
+    monkeypatch.setattr(places, "count_peaks_anew", lambda devices: events.append("anew"))
+    assert run(f"validate {SMALL} --policies gpipe --measure 2") == 0
+    assert events == ["step", "step", "anew", "step", "step"]
