@@ -52,23 +52,36 @@ class StepResult:
     """What one step came to."""
 
     def __init__(
-        self, step: int, loss: float, run: Run, clock: Clock, name: str, tokens: int
+        self,
+        step: int,
+        loss: float,
+        run: Run,
+        clock: Clock,
+        name: str,
+        tokens: int,
+        overlaps: bool = False,
     ) -> None:
         self.step = step
         self.loss = loss
+        self._overlaps = overlaps
         self._run, self._clock, self._name, self._tokens = run, clock, name, tokens
         self._timeline: Timeline | None = None
 
     @property
     def timeline(self) -> Timeline:
-        """What ran when, as it was measured. Waits for the step's last update."""
+        """What ran when, as it was measured. Waits for the step's last update.
+
+        Of a step that overlaps others it begins with the first task: before that the devices were
+        at the step before.
+        """
         if self._timeline is None:
             self._run.wait()
             if self._run.failure is not None:
                 raise self._run.failure
             ends = [mark.time_ns(self._clock) for mark in self._run.ended if mark is not None]
             starts = [mark.time_ns(self._clock) for mark in self._run.started if mark is not None]
-            times = np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+            first = min(starts, default=0) if self._overlaps else 0
+            times = np.array(starts, np.int64) - first, np.array(ends, np.int64) - first
             self._timeline = record(self._run.program, *times, self._name, "measured")
         return self._timeline
 
@@ -459,7 +472,8 @@ class Trainer:
         losses = [engine.losses[number] for number in range(self.microbatches)]
         loss = float(sum(float(each) for each in losses))
         tokens = self.microbatches * ready.work.trace.microbatch_tokens
-        return StepResult(self.step_number, loss, run, clock, policy_name(self.policy), tokens)
+        name = policy_name(self.policy)
+        return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
 
     def _after(self, tables: ProgramTables) -> dict[int, list[tuple[Run, int]]]:
         """What the next run's tasks wait for of the one that is still under way."""

@@ -142,3 +142,21 @@ def test_a_batch_may_be_changed_as_soon_as_its_step_has_returned() -> None:
             inputs.fill_(torch.nan)
             targets.fill_(torch.nan)
     assert losses == pytest.approx(expected[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_the_timeline_of_a_step_that_overlaps_begins_with_its_first_task(
+    policy: roundel.Policy,
+) -> None:
+    with Trainer(
+        toy.blocks(),
+        mse,
+        policy=policy,
+        optimizer=toy.ADAMW,
+        devices=[toy.DEVICE] * 2,
+        microbatches=4,
+    ) as trainer:
+        toy.make_races_likely(trainer, seed=1, most_s=0.005)
+        results = [trainer.step(*batch) for batch in toy.vectors(3)]
+        assert [int(each.timeline.start_ns.min()) for each in results] == [0, 0, 0]
+        assert all(each.timeline.end_ns.min() > 0 for each in results)
