@@ -34,3 +34,11 @@ def writing(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot write this {what}: {error.strerror}") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, where it is not there. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from None

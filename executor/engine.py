@@ -108,7 +108,7 @@ class StepEngine:
         shares: list[float],
         poison: bool = False,
     ) -> None:
-        self.tables = self._tables = tables
+        self.tables = tables
         self._program = tables.program
         self._machinery = machinery
         self._step = step
@@ -129,11 +129,11 @@ class StepEngine:
         else:
             getattr(self, f"_{kind}")(task)
         # Gradients that go down are taken off the weights here, which may be gone by then.
-        for download, layer in self._tables.downloads_of.get(task, ()):
+        for download, layer in self.tables.downloads_of.get(task, ()):
             weights = self._weights(int(self._program.source[task]), layer)
             self._staged[download] = weights.take_gradients()
         self._store.end(task)
-        for device, layer in self._tables.weights_end.get(task, ()):
+        for device, layer in self.tables.weights_end.get(task, ()):
             dropped = self._machinery.weights[device].drop(layer)
             if self._poison and dropped.flat is not None:
                 dropped.flat.fill_(255)
@@ -166,15 +166,15 @@ class StepEngine:
         machinery, computer = self._machinery, self._machinery.computers[device]
         modules = machinery.weights[device].modules(op.first, op.stop)
         value = self._input(op, device)
-        keep = {layer for label, layer in self._tables.allocs[task] if label == ACTIVATIONS}
-        if (SAVED, op.first) not in self._tables.allocs[task]:
+        keep = {layer for label, layer in self.tables.allocs[task] if label == ACTIVATIONS}
+        if (SAVED, op.first) not in self.tables.allocs[task]:
             kept = computer.forward(op, self._step, modules, value, keep | {op.stop - 1})
             output = kept.pop(op.stop - 1) if op.stop - 1 not in keep else kept[op.stop - 1]
             if self._is_last(op):
                 self._note_loss(op, computer.loss_of(output, self._target(op, device)))
         else:
             graph, output = computer.forward_with_graph(
-                op, self._step, modules, value, self._finish(op, device), self._tables.splits
+                op, self._step, modules, value, self._finish(op, device), self.tables.splits
             )
             self._store.put(Key(SAVED, device, op.first, op.microbatch), graph)
             kept = {op.stop - 1: detached(output)}
@@ -225,7 +225,7 @@ class StepEngine:
         if self._program.microbatch[task] < 0:
             self._send_shared(task, source, target)
             return
-        ((label, layer),) = self._tables.allocs[task]
+        ((label, layer),) = self.tables.allocs[task]
         microbatch = int(self._program.microbatch[task])
         value = self._store.get(Key(label, source, layer, microbatch))
         machinery = self._machinery
@@ -270,7 +270,7 @@ class StepEngine:
         machinery = self._machinery
         if self._program.rules.weights == "resident":
             refresh_resident(machinery.layers, layer, machinery.weights[device].current(layer))
-        elif task in self._tables.parts:
+        elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
             machinery.masters.move(layer, machinery.devices[device])
@@ -284,11 +284,11 @@ class StepEngine:
             )
             machinery.weights[device].keep(layer, weights)
         weights = machinery.weights[device].newest(layer)
-        upload_part(weights, source.flat(self._step), part, self._tables.parts[task])
+        upload_part(weights, source.flat(self._step), part, self.tables.parts[task])
 
     def _download(self, task: int) -> None:
         device, layer, _ = self._place(task)
-        if task in self._tables.states_down:
+        if task in self.tables.states_down:
             self._machinery.masters.move(layer, HOST)
             self._machinery.host_copies[layer].refresh(self._step)
             return

@@ -8,7 +8,7 @@ from ..traces.trace import LayerCost, Trace
 from .compute import LossFunction
 from .kinds import kind_of
 from .layers import Layers, Layout
-from .measure_layer import LayerRun
+from .measure_layer import LayerRun, bytes_of_weights
 from .values import Value, count_tokens, map_tensors
 
 Told = Callable[[int, int, str], None]
@@ -89,17 +89,12 @@ def with_real_bytes(
     """
     costs = []
     for layer, cost in enumerate(trace.layers):
-        slots = Layout.of(layers.parameters_of(layer), compute)
-        trained = [each.numel() for each in layers.owned_by(layer).values() if each.requires_grad]
-        real = {
-            "param_bytes": max(1, slots.nbytes),
-            "grad_bytes": sum(slot.stop - slot.start for slot in slots.slots if slot.requires_grad),
-            "optimizer_bytes": state_bytes * sum(trained),
-            "output_bytes": 1,
-            "saved_bytes": 1,
-        }
+        layout = Layout.of(layers.parameters_of(layer), compute)
+        real = bytes_of_weights(layout, layers.owned_by(layer), state_bytes)
+        params = real.pop("trainable_params")
+        real |= {"output_bytes": 1, "saved_bytes": 1}
         missing = {name: value for name, value in real.items() if not getattr(cost, name)}
         if "grad_bytes" in missing and cost.trainable_params in (None, 0):
-            missing["trainable_params"] = sum(trained)
+            missing["trainable_params"] = params
         costs.append(cost.model_copy(update=missing))
     return trace.model_copy(update={"layers": tuple(costs)})

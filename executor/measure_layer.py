@@ -1,6 +1,6 @@
 """One layer, run alone on a device: its times, and the bytes that it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,6 +29,20 @@ def _noting(saved: dict[int, int]) -> AbstractContextManager[Any]:
         return tensor
 
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+def bytes_of_weights(
+    layout: Layout, own: Mapping[str, nn.Parameter], state_bytes: int
+) -> dict[str, int]:
+    """What a layer's parameters cost; `own` are those that no earlier layer has."""
+    trained = sum(each.numel() for each in own.values() if each.requires_grad)
+    slots = (slot for slot in layout.slots if slot.requires_grad)
+    return {
+        "param_bytes": max(1, layout.nbytes),
+        "grad_bytes": sum(slot.stop - slot.start for slot in slots),
+        "optimizer_bytes": state_bytes * trained,
+        "trainable_params": trained,
+    }
 
 
 class LayerRun:
@@ -110,9 +124,6 @@ class LayerRun:
         self.spread = _spread([end - start for start, _, end in times])
         forward_ns = _median([middle - start for start, middle, _ in times])
         backward_ns = _median([end - middle for _, middle, end in times])
-        trained = [each for each in self.own.values() if each.requires_grad]
-        grads = [slot for slot in self.layout.slots if slot.requires_grad]
-        grad_bytes = sum(slot.stop - slot.start for slot in grads)
         # The output is there twice: as itself and as its gradient. Gradients are there from before:
         # those of a step's later microbatches are added to the first one's.
         known = saved_bytes + 2 * nbytes_of(boundary) + inputs_grads
@@ -120,10 +131,7 @@ class LayerRun:
             name=self.name,
             forward_ns=forward_ns,
             backward_ns=backward_ns,
-            param_bytes=max(1, self.layout.nbytes),
-            grad_bytes=grad_bytes,
-            optimizer_bytes=state_bytes * sum(each.numel() for each in trained),
-            trainable_params=sum(each.numel() for each in trained),
+            **bytes_of_weights(self.layout, self.own, state_bytes),
             output_bytes=max(1, nbytes_of(boundary)),
             saved_bytes=saved_bytes,
             workspace_bytes=max(0, at_most - known),

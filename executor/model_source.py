@@ -1,18 +1,17 @@
 """Models and data by name: presets, Hugging Face folders, and functions in a user's file."""
 
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..policies.user_file import run_file
 from ..traces.errors import InputError, shown
 from .compute import LossFunction
 from .decoder import decoder_layers
@@ -129,13 +128,8 @@ def load_function(source: str, what: str) -> Callable[..., Any]:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"{what}: {shown(path)}: no such file")
-    # The absolute path as the module's name collides with no other, and dataclasses look it up.
-    spec = spec_from_file_location(str(path.resolve()), path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path)
     except (Exception, SystemExit) as error:
         raise InputError(_failure(shown(path), path, error)) from error
     found = getattr(module, function, None)

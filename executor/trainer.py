@@ -285,20 +285,16 @@ class Trainer:
 
     def _prepare(self, inputs: Value, targets: Value) -> _Ready:
         if self._ready is None:
+            states = state_bytes(self._optimizer_factory, self.layers.dtype(), self._compute_dtype)
             if self.trace is None or self._training:
-                measured, draws = self._measure(inputs, targets)
+                measured, draws = self._measure(inputs, targets, states)
                 self._randomness.draws = draws
                 self.trace = self.trace or measured
             if len(self.trace.layers) != len(self.layers):
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
                 )
-            self.trace = with_real_bytes(
-                self.trace,
-                self.layers,
-                self._compute_dtype,
-                state_bytes(self._optimizer_factory, self.layers.dtype(), self._compute_dtype),
-            )
+            self.trace = with_real_bytes(self.trace, self.layers, self._compute_dtype, states)
             machine = self._machine_here()
             work = Work(self.trace, machine, self.microbatches)
             plan = self.policy.plan(work, self.step_number)
@@ -322,7 +318,8 @@ class Trainer:
             self._ready = _Ready(work, machinery, threads, idle_streams(self.devices))
         return self._ready
 
-    def _measure(self, inputs: Value, targets: Value) -> tuple[Trace, set[int]]:
+    def _measure(self, inputs: Value, targets: Value, states: int) -> tuple[Trace, set[int]]:
+        """What the layers cost, and which draw; where a trace is given only that is asked for."""
         return measure_layers(
             self.layers,
             self._loss_fn,
@@ -331,10 +328,8 @@ class Trainer:
             self.devices[0],
             compute=self._compute_dtype,
             autocast=self._autocast,
-            state_bytes=state_bytes(
-                self._optimizer_factory, self.layers.dtype(), self._compute_dtype
-            ),
-            repeats=REPEATS,
+            state_bytes=states,
+            repeats=REPEATS if self.trace is None else 1,
         )
 
     def _machine_here(self) -> Machine:

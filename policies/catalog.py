@@ -1,9 +1,7 @@
 """The policies by name, and a user's own from a file."""
 
-import sys
 import traceback
 from dataclasses import fields, is_dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from inspect import isabstract, signature
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ from .one_f_one_b import OneFOneB
 from .planning import check_knobs, failure
 from .policy import Policy
 from .round_robin import RoundRobin
+from .user_file import run_file
 from .zb_h1 import ZBH1
 from .zb_h2 import ZBH2
 from .zb_v import ZBV
@@ -83,18 +82,12 @@ def _load(path: Path) -> ModuleType:
     """The module in a user's file, run anew."""
     if not _is_file(path):
         raise InputError(f"{shown(path)}: no such policy file")
-    # The absolute path as the module's name collides with no other, and dataclasses look it up.
-    spec = spec_from_file_location(str(path.resolve()), path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return run_file(path)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise InputError(f"{shown(path)}: {_failure(error, path)}") from error
-    return module
 
 
 def _is_file(path: Path) -> bool:

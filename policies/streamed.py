@@ -92,12 +92,16 @@ class Streamed(ABC):
         cut.check(work.layers)
         return cut
 
+    def ends_cost(self, work: Work) -> bool:
+        """Whether a step's time depends on what is left to move and to update at its ends."""
+        return self.optimizer == "sync" and work.machine.host.optimizer_params_per_s > 0
+
     def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
         """About a step's time with this cut; of a stale step, the steady one.
 
         Transfers count where updates do, which both come behind a synchronous step's last op.
         """
-        if self.optimizer == "sync" and work.machine.host.optimizer_params_per_s:
+        if self.ends_cost(work):
             return rough_makespan_ns(lower([self.plan_with(work, 0, cut)], work))
         steps = 1 if self.optimizer == "sync" else STEPS
         table = OpTable.of([self.plan_with(work, step, cut) for step in range(steps)], work)
@@ -129,7 +133,7 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
     # What the next visit brings is not known while packing: where it is too much, pack less.
     for share in (1.0, 0.8, 0.6, 0.45, 0.3):
         cuts = good_cuts(work, CANDIDATES, int(limit * share))
-        if policy.optimizer == "sync" and work.machine.host.optimizer_params_per_s:
+        if policy.ends_cost(work):
             cuts = list(
                 dict.fromkeys([*cuts, *(each for cut in cuts[:FINER] for each in finer(cut))])
             )

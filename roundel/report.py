@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .analysis.bubble_picture import draw_bubbles
 from .analysis.chrome import write_chrome_trace
+from .analysis.files import make_folder
 from .analysis.frames import write_csv
 from .analysis.memory_picture import draw_memory
 from .analysis.table import comparison_table
@@ -54,10 +55,7 @@ def write_pictures(
 
     Raises InputError when the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from None
+    make_folder(folder)
     written = []
     for simulation in comparison.simulations:
         say(f"drawing {simulation.name}")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import options as opt
 from . import train_options as own
+from .analysis.files import make_folder
 from .analysis.timeline_picture import draw_pair
 from .analysis.units import human_bytes, human_seconds, human_share
 from .policies.catalog import POLICIES
@@ -85,7 +86,7 @@ def validate_command(
     config = read_config(path, flags)
     console = Console()
     if output:
-        _make(output)
+        make_folder(output)
     from .executor.places import sharing_cores
     from .train_job import Job, named_policies
 
@@ -224,10 +225,3 @@ def write_figures(folder: Path, work: Work, validations: list[Validation]) -> No
     work.machine.save(folder / "machine.json")
     figures: dict[str, Any] = {"policies": [each.to_json() for each in validations]}
     (folder / "validate.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as mistake:
-        raise InputError(f"{folder}: cannot make this folder: {mistake.strerror}") from None

@@ -212,6 +212,13 @@ def test_a_trace_of_times_alone_gets_the_bytes_of_the_layers() -> None:
         assert ours.grad_bytes == theirs.grad_bytes
         assert ours.optimizer_bytes == theirs.optimizer_bytes
         assert ours.params_to_update == theirs.params_to_update
+    for layer, cost in enumerate(filled.layers):
+        every, own = (
+            sum(each.numel() for each in found(layer).values())
+            for found in (layers.parameters_of, layers.owned_by)
+        )
+        assert (cost.grad_bytes, cost.optimizer_bytes) == (2 * every, 12 * own)
+        assert cost.params_to_update == own
     assert with_real_bytes(real, layers, torch.bfloat16, 99) == real
 
 

@@ -26,6 +26,17 @@ POLICIES = [
 ]
 
 
+def make(layers: list[nn.Module], policy: roundel.Policy) -> Trainer:
+    return Trainer(
+        layers,
+        mse,
+        policy=policy,
+        optimizer=toy.ADAMW,
+        devices=[toy.DEVICE] * 2,
+        microbatches=4,
+    )
+
+
 def watched(
     policy: roundel.Policy,
     layers: list[nn.Module],
@@ -33,14 +44,7 @@ def watched(
 ) -> Spans:
     """(step, kind, start, end) of the compute tasks of four steps."""
     spans: Spans = []
-    with Trainer(
-        layers,
-        mse,
-        policy=policy,
-        optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
-        microbatches=4,
-    ) as trainer:
+    with make(layers, policy) as trainer:
 
         def around(run: Any) -> Callable[[int], None]:
             engine = run.__self__
@@ -128,14 +132,7 @@ def test_what_fails_behind_the_loss_is_raised_with_the_next_step() -> None:
 def test_a_batch_may_be_changed_as_soon_as_its_step_has_returned() -> None:
     expected = toy.one_step_stale(toy.blocks(), mse, toy.vectors(4))
     layers, losses = toy.blocks(), []
-    with Trainer(
-        layers,
-        mse,
-        policy=POLICIES[0],
-        optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
-        microbatches=4,
-    ) as trainer:
+    with make(layers, POLICIES[0]) as trainer:
         toy.make_races_likely(trainer, seed=5)
         for inputs, targets in toy.vectors(4):
             losses.append(trainer.step(inputs, targets).loss)
@@ -148,14 +145,7 @@ def test_a_batch_may_be_changed_as_soon_as_its_step_has_returned() -> None:
 def test_the_timeline_of_a_step_that_overlaps_begins_with_its_first_task(
     policy: roundel.Policy,
 ) -> None:
-    with Trainer(
-        toy.blocks(),
-        mse,
-        policy=policy,
-        optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
-        microbatches=4,
-    ) as trainer:
+    with make(toy.blocks(), policy) as trainer:
         toy.make_races_likely(trainer, seed=1, most_s=0.005)
         results = [trainer.step(*batch) for batch in toy.vectors(3)]
         assert [int(each.timeline.start_ns.min()) for each in results] == [0, 0, 0]

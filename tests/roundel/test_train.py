@@ -14,20 +14,9 @@ import pytest
 
 from roundel.train_progress import Stopper, stopping
 
-from . import training
 from .training import EXAMPLES, SMALL, rows_of, run, words
 
 pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return training.text_in(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return training.models_in(tmp_path)
 
 
 def test_it_trains_and_writes_all_that_is_asked_for(

@@ -4,20 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from . import training
 from .training import SMALL, rows_of, run, words
 
 pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return training.text_in(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    return training.models_in(tmp_path)
 
 
 def test_checkpoints_of_another_training_are_not_overwritten(
