@@ -15,6 +15,7 @@ from .layers import Layers, WeightCopy
 from .masters import GradientBook, HostCopies, Masters, Scratch
 from .store import Key, Store
 from .streams import Stream
+from .transit import Transit
 from .values import Value, copied, detached, moved
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
@@ -52,6 +53,7 @@ class Machinery:
         self.streams = streams
         self.randomness = randomness
         self.scratch = Scratch()
+        self.transit = Transit(layers, masters, host_copies, pin)
 
 
 class ProgramTables:
@@ -273,7 +275,7 @@ class StepEngine:
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
-            machinery.masters.move(layer, machinery.devices[device])
+            machinery.transit.up(layer, machinery.devices[device])
 
     def _upload_weights(self, task: int, device: int, layer: int) -> None:
         machinery = self._machinery
@@ -289,8 +291,7 @@ class StepEngine:
     def _download(self, task: int) -> None:
         device, layer, _ = self._place(task)
         if task in self.tables.states_down:
-            self._machinery.masters.move(layer, HOST)
-            self._machinery.host_copies[layer].refresh(self._step)
+            self._machinery.transit.down(layer, self._step)
             return
         grads, pin = self._staged.pop(task), self._machinery.pin
         copies = {name: copied(grad, HOST, pin) for name, grad in grads.items()}
@@ -326,6 +327,8 @@ class StepEngine:
         for each in here if self._scale is None else ():
             names = layers.owned_by(layer) if each == layer else layers.shared_by(each)
             self._book.add(each, self._weights(device, each).take_gradients(names))
+        if rules.optimizer_on == "device" and rules.weights == "streamed":
+            machinery.transit.take(layer, self._weights(device, layer))
         scratch = machinery.scratch if rules.optimizer_on == "host" else None
         self._book.assign(layer, self._scale, scratch)
         place = machinery.devices[device] if rules.optimizer_on == "device" else HOST

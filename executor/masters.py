@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..traces.errors import InputError
+from .host_memory import host_bytes
 from .layers import Layers, Layout
 
 OptimizerFactory = Callable[[Any], Optimizer]
@@ -71,26 +72,29 @@ class Masters:
 
     def to_host(self) -> None:
         """Bring all parameters and their optimizer state back to the host."""
-        for layer in range(len(self.layers)):
-            self.move(layer, torch.device("cpu"))
+        for _, each in self.layers.named_parameters():
+            each.data = each.data.cpu()
+        self.settle()
 
-    def move(self, layer: int, device: torch.device) -> None:
-        """Move a layer's own parameters and their optimizer state to a device."""
-        for each in self.layers.owned_by(layer).values():
-            each.data = each.data.to(device)
-        self.settle(layer)
+    def settle(self) -> None:
+        """Bring the optimizer's state to where the weights are."""
+        for _, each in self.layers.named_parameters():
+            state = self.optimizer.state.get(each, {})
+            for name, value in self.large_states(each).items():
+                state[name] = value.to(each.device)
 
-    def settle(self, *layers: int) -> None:
-        """Bring the optimizer's state of these layers (none: of all) to where their weights are."""
+    def large_states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The state of a parameter that has to be where it is updated.
+
+        The count of steps stays on the host, unless kernels on the device read it.
+        """
         groups = self.optimizer.param_groups
-        # The count of steps stays on the host, unless kernels on the device read it.
         counts = any(group.get("fused") or group.get("capturable") for group in groups)
-        for layer in layers or range(len(self.layers)):
-            for each in self.layers.owned_by(layer).values():
-                state = self.optimizer.state.get(each, {})
-                for name, value in state.items():
-                    if isinstance(value, Tensor) and (counts or value.ndim > 0):
-                        state[name] = value.to(each.device)
+        return {
+            name: value
+            for name, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor) and (counts or value.ndim > 0)
+        }
 
     def state_of(self, layer: int) -> Iterable[dict[str, Any]]:
         """The optimizer's state of each of a layer's own parameters."""
@@ -158,7 +162,7 @@ class HostCopies:
     """What a layer's uploads read: its weights in the compute dtype, in pinned memory.
 
     `copies` is 2 where a step works on older weights while newer ones are made. Where one copy in
-    the masters' own dtype is enough, the masters themselves lie in it.
+    the masters' own dtype is enough, the masters themselves lie in it: `lent` names them.
     """
 
     def __init__(
@@ -171,16 +175,17 @@ class HostCopies:
     ) -> None:
         self.layout = Layout.of(parameters, compute)
         self._parameters = parameters
-        self.flats = [
-            torch.empty(self.layout.nbytes, dtype=torch.uint8, pin_memory=pin)
-            for _ in range(copies)
-        ]
+        self.flats = [host_bytes(self.layout.nbytes, pin) for _ in range(copies)]
+        self.lent = {
+            slot.name
+            for slot in self.layout.slots
+            if copies == 1 and slot.name in owned and slot.dtype == parameters[slot.name].dtype
+        }
         for number in range(copies):
             self.refresh(number)
         for slot in self.layout.slots:
-            each = parameters[slot.name]
-            if copies == 1 and slot.name in owned and slot.dtype == each.dtype:
-                each.data = slot.view(self.flats[0])
+            if slot.name in self.lent:
+                parameters[slot.name].data = slot.view(self.flats[0])
 
     def flat(self, step: int) -> Tensor:
         """The copy that step number `step` works on."""

@@ -24,7 +24,7 @@ def measure_layers(
     *,
     compute: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
-    state_bytes: int = 8,
+    state_bytes: float = 8,
     repeats: int = 1,
     split: bool = False,
     told: Told = lambda layer, count, name: None,
@@ -81,7 +81,7 @@ def device_name(device: torch.device) -> str:
 
 
 def with_real_bytes(
-    trace: Trace, layers: Layers, compute: torch.dtype | None, state_bytes: int
+    trace: Trace, layers: Layers, compute: torch.dtype | None, state_bytes: float
 ) -> Trace:
     """A trace of these layers that may know their times only, with the bytes of their weights.
 

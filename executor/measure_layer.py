@@ -32,7 +32,7 @@ def _noting(saved: dict[int, int]) -> AbstractContextManager[Any]:
 
 
 def bytes_of_weights(
-    layout: Layout, own: Mapping[str, nn.Parameter], state_bytes: int
+    layout: Layout, own: Mapping[str, nn.Parameter], state_bytes: float
 ) -> dict[str, int]:
     """What a layer's parameters cost; `own` are those that no earlier layer has."""
     trained = sum(each.numel() for each in own.values() if each.requires_grad)
@@ -40,7 +40,7 @@ def bytes_of_weights(
     return {
         "param_bytes": max(1, layout.nbytes),
         "grad_bytes": sum(slot.stop - slot.start for slot in slots),
-        "optimizer_bytes": state_bytes * trained,
+        "optimizer_bytes": round(state_bytes * trained),
         "trainable_params": trained,
     }
 
@@ -89,7 +89,7 @@ class LayerRun:
         self.parameters = {}
 
     def measure(
-        self, value: Value, needs: bool, state_bytes: int, repeats: int, split: bool
+        self, value: Value, needs: bool, state_bytes: float, repeats: int, split: bool
     ) -> tuple[LayerCost, Value, bool]:
         """What the layer costs, what comes out of it, and whether it drew random numbers.
 

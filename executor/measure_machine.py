@@ -1,11 +1,12 @@
 """The machine that a trainer has, as a Machine: memory, links and optimizers, measured briefly."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
+from ..policies.plan import Place
 from ..traces.machine import HOST, Device, Host, Link, Machine
 from .masters import OptimizerFactory
 from .measure_links import (
@@ -25,30 +26,43 @@ def measure_machine(
     memory_bytes: Sequence[int],
     optimizer: OptimizerFactory,
     compute: torch.dtype | None = None,
+    *,
+    weights: torch.dtype = torch.float32,
+    updates_on: Collection[Place] = ("host", "device"),
+    host_memory_bytes: int = 0,
 ) -> Machine:
-    """The machine of these devices, each with so much memory (0: not limited).
+    """The machine of these devices, each with so much memory, and the host (0: not limited).
 
-    An update takes its gradient and gives its weights back in the dtype `compute`. Several virtual
-    devices on one share its link to the host.
+    An update changes weights of the dtype `weights`, takes its gradient and gives its weights back
+    in the dtype `compute`; elsewhere than in `updates_on` it is not measured, and takes no time.
+    Several virtual devices on one share its link to the host.
     """
+    host = torch.device("cpu")
     places = list(dict.fromkeys(devices))
     nodes = {place: f"bus {place}" for place in places if devices.count(place) > 1}
-    updates = {place: _updates_per_s(place, optimizer, compute) for place in places}
+    wanted = [
+        *(places if "device" in updates_on else ()),
+        *([host] if "host" in updates_on else ()),
+    ]
+    updates = dict.fromkeys([*places, host], 0)
+    updates |= {each: _updates_per_s(each, optimizer, compute, weights) for each in set(wanted)}
     made, links = [], []
     for number, (device, nbytes) in enumerate(zip(devices, memory_bytes, strict=True)):
         name = f"gpu{number}"
         made.append(Device(name=name, memory_bytes=nbytes, optimizer_params_per_s=updates[device]))
         if nodes.setdefault(device, name) != name:
             links.append(measured_link(nodes[device], name, device, device))
-    host = torch.device("cpu")
     to_host = [measured_link(HOST, nodes[place], host, place) for place in places]
     to_host = behind_one_channel(to_host, all_at_once_bytes_per_s(places))
     links += to_host
     links += [measured_link(nodes[a], nodes[b], a, b) for a, b in combinations(places, 2)]
-    rate = updates[host] if host in updates else _updates_per_s(host, optimizer, compute)
     return Machine(
         name="this machine",
-        host=Host(optimizer_params_per_s=rate, sum_params_per_s=_sums_per_s(compute)),
+        host=Host(
+            memory_bytes=host_memory_bytes,
+            optimizer_params_per_s=updates[host],
+            sum_params_per_s=_sums_per_s(compute),
+        ),
         devices=tuple(made),
         switches=switches_of(nodes, to_host),
         links=tuple(links),
@@ -62,9 +76,12 @@ def switches_of(nodes: dict[torch.device, str], to_host: list[Link]) -> tuple[st
 
 
 def _updates_per_s(
-    device: torch.device, optimizer: OptimizerFactory, compute: torch.dtype | None
+    device: torch.device,
+    optimizer: OptimizerFactory,
+    compute: torch.dtype | None,
+    dtype: torch.dtype,
 ) -> int:
-    parameter = nn.Parameter(torch.zeros(SIDE, SIDE, device=device))
+    parameter = nn.Parameter(torch.zeros(SIDE, SIDE, device=device, dtype=dtype))
     parameter.grad = torch.zeros_like(parameter)
     steps = optimizer([parameter])
     gradient = torch.zeros(SIDE, SIDE, device=device, dtype=compute)

@@ -1,7 +1,9 @@
 """Places to train on: devices by name, and how much memory they have."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -45,6 +47,22 @@ def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:
     if limit:
         return [limit] * len(devices)
     return [_memory(device) // devices.count(device) for device in devices]
+
+
+def host_memory() -> int:
+    """Bytes of the host's memory that this process may have; 0 where the system does not say."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+    try:
+        allowed = _CONTAINER_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return whole
+    return min(whole, int(allowed)) if allowed.isdecimal() else whole
+
+
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def count_peaks_anew(devices: Sequence[torch.device]) -> None:

@@ -15,14 +15,15 @@ from torch import nn
 from ..policies.builder import lanes_of
 from ..policies.estimate import estimate
 from ..policies.lowering import lower
+from ..policies.misfit import misfit
 from ..policies.op import Op
-from ..policies.plan import Plan
+from ..policies.plan import Place, Plan
 from ..policies.policy import Policy, policy_name
 from ..policies.record import record
 from ..policies.work import Work
 from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
-from ..traces.timeline import MemoryCurve, Timeline
+from ..traces.timeline import Timeline
 from ..traces.trace import Trace
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
@@ -34,6 +35,7 @@ from .masters import HostCopies, Masters, OptimizerFactory
 from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
+from .places import host_memory
 from .sizes import parse_bytes, say_bytes
 from .state_bytes import state_bytes
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
@@ -116,6 +118,7 @@ class Trainer:
     microbatches: parts that a step's batch is cut into; each counts by its size.
     memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit is refused
         before the first step; on CUDA the limit is also enforced.
+    host_memory_limit: the same for the host, where it is not enforced. None: on GPUs all it has.
     trace: the layers' costs. None: they are measured at the first step, once.
     machine: links and rates that the policy plans with, in the order of `devices`. None: measured
         at the first step on GPUs; on the CPU transfers and updates are planned to take no time.
@@ -139,6 +142,7 @@ class Trainer:
         devices: Sequence[str | torch.device],
         microbatches: int,
         memory_limit: int | str | None = None,
+        host_memory_limit: int | str | None = None,
         trace: Trace | None = None,
         machine: Machine | None = None,
         compute_dtype: torch.dtype | None = None,
@@ -159,6 +163,7 @@ class Trainer:
         self.devices = [_numbered(torch.device(device)) for device in devices]
         self.microbatches = microbatches
         self.memory_limit = parse_bytes(memory_limit)
+        self.host_memory_limit = parse_bytes(host_memory_limit)
         self.trace, self.machine = trace, machine
         self.step_number = 0
         self.masters = Masters(self.layers, optimizer, parameter_groups)
@@ -285,7 +290,13 @@ class Trainer:
 
     def _prepare(self, inputs: Value, targets: Value) -> _Ready:
         if self._ready is None:
-            states = state_bytes(self._optimizer_factory, self.layers.dtype(), self._compute_dtype)
+            place: Place = getattr(self.policy, "optimizer_on", "host")
+            states = state_bytes(
+                self._optimizer_factory,
+                self.layers.dtype(),
+                self._compute_dtype,
+                self.devices[0] if place == "device" else "cpu",
+            )
             if self.trace is None or self._training:
                 measured, draws = self._measure(inputs, targets, states)
                 self._randomness.draws = draws
@@ -295,7 +306,7 @@ class Trainer:
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
                 )
             self.trace = with_real_bytes(self.trace, self.layers, self._compute_dtype, states)
-            machine = self._machine_here()
+            machine = self._machine_here(place)
             work = Work(self.trace, machine, self.microbatches)
             plan = self.policy.plan(work, self.step_number)
             if plan.clip != (self._clip_norm is not None):
@@ -318,7 +329,7 @@ class Trainer:
             self._ready = _Ready(work, machinery, threads, idle_streams(self.devices))
         return self._ready
 
-    def _measure(self, inputs: Value, targets: Value, states: int) -> tuple[Trace, set[int]]:
+    def _measure(self, inputs: Value, targets: Value, states: float) -> tuple[Trace, set[int]]:
         """What the layers cost, and which draw; where a trace is given only that is asked for."""
         return measure_layers(
             self.layers,
@@ -332,7 +343,7 @@ class Trainer:
             repeats=REPEATS if self.trace is None else 1,
         )
 
-    def _machine_here(self) -> Machine:
+    def _machine_here(self, updates_on: Place) -> Machine:
         on_gpus = any(device.type == "cuda" for device in self.devices)
         if self.machine is None and on_gpus:
             self.machine = measure_machine(
@@ -340,16 +351,13 @@ class Trainer:
                 [0] * len(self.devices),
                 self._optimizer_factory,
                 self._compute_dtype,
+                weights=self.layers.dtype(),
+                updates_on=[updates_on],
+                host_memory_bytes=host_memory(),
             )
         machine = self.machine or ideal_machine(len(self.devices))
         machine = machine.first_devices(len(self.devices))
-        if not self.memory_limit:
-            return machine
-        limited = tuple(
-            device.model_copy(update={"memory_bytes": self.memory_limit})
-            for device in machine.devices
-        )
-        return machine.model_copy(update={"devices": limited})
+        return machine.with_memory(self.memory_limit, self.host_memory_limit)
 
     def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
         plans = [plan]
@@ -359,7 +367,8 @@ class Trainer:
         timeline = estimate(lower(plans, work), policy_name(self.policy))
         over = [curve for curve in timeline.memory if curve.over_bytes]
         if over:
-            raise InputError(_misfit(max(over, key=lambda each: each.over_bytes), plan))
+            worst = max(over, key=lambda each: each.over_bytes)
+            raise InputError(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
 
     def _limit_cuda_memory(self) -> None:
         for device in {device for device in self.devices if device.type == "cuda"}:
@@ -559,16 +568,3 @@ def _numbered(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _misfit(curve: MemoryCurve, plan: Plan) -> str:
-    holders = ", ".join(f"{what} {say_bytes(size)}" for what, size in curve.holders)
-    advice = ["fewer samples a microbatch", "more devices or a finer cut"]
-    if plan.weights == "resident":
-        advice.append("streamed weights (round-robin)")
-        if not any(op.kind == "R" for ops in plan.devices for op in ops):
-            advice.insert(0, "recompute")
-    return (
-        f"this plan cannot fit: {curve.name} would need {say_bytes(curve.peak_bytes)} of "
-        f"{say_bytes(curve.limit_bytes)} ({holders}); use {', '.join(advice)}"
-    )

@@ -1,6 +1,6 @@
 """What a training is made of, from names and numbers: optimizer, dtypes, measured work."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..policies.plan import Place
 from ..policies.work import Work
 from ..traces.errors import InputError
 from .masters import OptimizerFactory
@@ -91,10 +92,13 @@ def measured_work(
     *,
     compute: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
+    updates_on: Collection[Place] = ("host", "device"),
+    host_memory_bytes: int = 0,
     name: str = "layers",
     told: Told = lambda layer, count, name: None,
 ) -> Work:
     """The work of a step on these devices: what layers and machine cost, measured now."""
+    weights = model.layers.dtype()
     inputs, targets = batches.batch(0)
     rows = max(1, batch_size(inputs) // microbatches)
     part, goal = (split_batch(value, [0, rows])[0] for value in (inputs, targets))
@@ -106,13 +110,24 @@ def measured_work(
         devices[0],
         compute=compute,
         autocast=autocast,
-        state_bytes=state_bytes(optimizer, model.layers.dtype(), compute),
+        state_bytes=state_bytes(
+            optimizer, weights, compute, "cpu" if "host" in updates_on else devices[0]
+        ),
         repeats=PROFILE_REPEATS,
         split=True,
         told=told,
     )
     named = trace.model_copy(update={"name": name})
-    return Work(named, measure_machine(devices, memory_bytes, optimizer, compute), microbatches)
+    machine = measure_machine(
+        devices,
+        memory_bytes,
+        optimizer,
+        compute,
+        weights=weights,
+        updates_on=updates_on,
+        host_memory_bytes=host_memory_bytes,
+    )
+    return Work(named, machine, microbatches)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from . import report
+from .analysis.units import human_bytes
 from .api import Comparison, simulate_work
 from .policies.catalog import POLICIES, known_knobs, make_policy
+from .policies.misfit import misfit
 from .policies.plan import Recompute
 from .policies.policy import Policy, policy_name
 from .policies.streamed import Streamed
@@ -90,11 +92,21 @@ def choose(
     comparison = Comparison(tuple(simulations), refused)
     report.print_comparison(console, comparison, [])
     if comparison.winner is None:
-        raise InputError(
-            "policy auto: none fits the memory; use more memory, more microbatches or shorter "
-            "sequences"
-        )
+        raise InputError(f"policy auto: none fits the memory{_nearest(comparison)}")
     return comparison.winner
+
+
+def _nearest(comparison: Comparison) -> str:
+    """What the policy would need that is the nearest to fit, and what to do about it."""
+    worst = [
+        (max(each.timeline.memory, key=lambda curve: curve.over_share), each)
+        for each in comparison.simulations
+    ]
+    if not worst:
+        return ""
+    curve, nearest = min(worst, key=lambda each: each[0].over_share)
+    plan = nearest.policy.plan(nearest.work, 0)
+    return f"; the nearest is {nearest.name}: {misfit(curve, plan, human_bytes)}"
 
 
 def save_choice(policy: Policy, path: Path, about: dict[str, Any]) -> None:

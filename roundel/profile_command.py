@@ -50,6 +50,7 @@ def profile(
     batch: own.Batch = None,
     optim: own.Optim = None,
     memory: own.Memory = None,
+    host_memory: own.HostMemory = None,
     machine_output: MachineOutput = None,
 ) -> None:
     """Measure a model's layers and this machine, for the simulator: a trace and a machine file.

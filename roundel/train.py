@@ -110,6 +110,7 @@ class TrainSection(_Section):
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     memory: Annotated[str | None, BeforeValidator(_as_text)] = None
+    host_memory: Annotated[str | None, BeforeValidator(_as_text)] = None
     seed: Count = 0
     on_nan: Literal["stop", "go on"] = "stop"
 

@@ -46,6 +46,7 @@ def train(
     warmup: own.Warmup = None,
     clip_norm: own.ClipNorm = None,
     memory: own.Memory = None,
+    host_memory: own.HostMemory = None,
     seed: own.Seed = None,
     on_nan: own.OnNan = None,
     checkpoints: own.Folder = None,

@@ -116,11 +116,12 @@ class Job:
 
     def measured(self, told: "Told" = lambda layer, count, name: None) -> Work:
         """The work of a step, with what layers and machine cost, measured now."""
-        from .executor.places import memory_limits
+        from .executor.places import host_memory, memory_limits
         from .executor.sizes import parse_bytes
         from .executor.training_setup import dtype_of, measured_work
 
         part, train = self.config.model, self.config.train
+        place = self.config.policy.optimizer_on
         return measured_work(
             self.model,
             self.batches,
@@ -130,6 +131,8 @@ class Job:
             self.optimizer,
             compute=dtype_of(part.compute_dtype),
             autocast=dtype_of(part.autocast),
+            updates_on=[place] if place else ("host", "device"),
+            host_memory_bytes=parse_bytes(train.host_memory) or host_memory(),
             name=_short(part.name),
             told=told,
         )
@@ -148,6 +151,7 @@ class Job:
             devices=self.devices,
             microbatches=self.microbatches,
             memory_limit=train.memory,
+            host_memory_limit=train.host_memory,
             trace=work.trace if work else None,
             machine=work.machine if work else None,
             compute_dtype=dtype_of(part.compute_dtype),

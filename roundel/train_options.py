@@ -46,6 +46,7 @@ FLAGS: dict[str, Flag] = {
     "warmup": ("--warmup", "train", "warmup"),
     "clip_norm": ("--clip-norm", "train", "clip_norm"),
     "memory": ("--memory", "train", "memory"),
+    "host_memory": ("--host-memory", "train", "host_memory"),
     "seed": ("--seed", "train", "seed"),
     "on_nan": ("--on-nan", "train", "on_nan"),
     "checkpoints": ("--checkpoints", "checkpoint", "folder"),
@@ -150,6 +151,10 @@ Warmup = Annotated[int | None, _option("--warmup", "Steps over which the rate ri
 ClipNorm = Annotated[float | None, _option("--clip-norm", "Clip gradients to this.", TRAINING)]
 Memory = Annotated[
     str | None, _option("--memory", "Of each device, as in 24GiB; else all there is.", TRAINING)
+]
+HostMemory = Annotated[
+    str | None,
+    _option("--host-memory", "Of the host, as in 128GiB; else all there is.", TRAINING),
 ]
 Seed = Annotated[int | None, _option("--seed", "Of weights, data and dropout", TRAINING)]
 OnNan = Annotated[

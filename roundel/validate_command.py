@@ -78,6 +78,7 @@ def validate_command(
     optim: own.Optim = None,
     lr: own.Lr = None,
     memory: own.Memory = None,
+    host_memory: own.HostMemory = None,
     seed: own.Seed = None,
 ) -> None:
     """Predict policies' steps from a profile made now, run them, and say how far off it was."""

@@ -121,6 +121,16 @@ class Machine(BaseModel):
         links = tuple(link for link in self.links if not gone & {link.a, link.b})
         return self.model_copy(update={"devices": self.devices[:count], "links": links})
 
+    def with_memory(self, device_bytes: int, host_bytes: int = 0) -> "Machine":
+        """This machine with so much memory on each device and on the host; 0 changes nothing."""
+        changed: dict[str, object] = {}
+        if device_bytes:
+            memory = {"memory_bytes": device_bytes}
+            changed["devices"] = tuple(each.model_copy(update=memory) for each in self.devices)
+        if host_bytes:
+            changed["host"] = self.host.model_copy(update={"memory_bytes": host_bytes})
+        return self.model_copy(update=changed)
+
 
 def ideal_machine(devices: int, hop_ns: int = 0) -> Machine:
     """`devices` devices without memory limits; transfers cost `hop_ns` between devices only.

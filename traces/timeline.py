@@ -64,6 +64,11 @@ class MemoryCurve:
         """By how much the peak is over the limit; 0 where it fits."""
         return max(0, self.peak_bytes - self.limit_bytes) if self.limit_bytes else 0
 
+    @property
+    def over_share(self) -> float:
+        """By what part of the limit the peak is over it."""
+        return self.over_bytes / self.limit_bytes if self.limit_bytes else 0.0
+
 
 @dataclass(frozen=True)
 class Timeline:

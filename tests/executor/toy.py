@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 import roundel
 from roundel.executor.trainer import Trainer
+from roundel.executor.values import moved
+from roundel.traces.machine import ideal_machine
 
 DEVICE = os.environ.get("ROUNDEL_TEST_DEVICE", "cpu")
-"""Where the tests train; `cuda:0` runs several virtual devices on one GPU."""
+"""Where the tests train, and what they compare with; `cuda:0`: virtual devices on one GPU."""
 
+PLACE = torch.device(DEVICE)
 WIDTH, VOCABULARY = 6, 13
 ADAMW = partial(torch.optim.AdamW, lr=1e-2)
 
@@ -94,18 +97,18 @@ def plain(
     optimizer: Any = ADAMW,
 ) -> tuple[list[float], list[Tensor]]:
     """Losses and final weights of plain training."""
-    model = nn.Sequential(*layers)
+    model = nn.Sequential(*layers).to(DEVICE)
     steps = optimizer([each for each in model.parameters() if each.requires_grad])
     losses = []
     for inputs, targets in batches:
         steps.zero_grad()
-        loss = loss_fn(model(inputs), targets)
+        loss = loss_fn(model(moved(inputs, PLACE)), moved(targets, PLACE))
         loss.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         steps.step()
         losses.append(loss.item())
-    return losses, [each.detach().clone() for each in model.parameters()]
+    return losses, [each.detach().cpu().clone() for each in model.parameters()]
 
 
 def one_step_stale(
@@ -142,6 +145,8 @@ def train(
 ) -> tuple[list[float], list[Tensor]]:
     """Losses and final weights of training by a policy; `race` is a seed of random delays."""
     options.setdefault("optimizer", ADAMW)
+    # Measuring a GPU's links takes longer than the few small steps.
+    options.setdefault("machine", ideal_machine(devices))
     with Trainer(
         layers,
         loss_fn,

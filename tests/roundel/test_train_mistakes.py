@@ -25,7 +25,11 @@ def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: P
     code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
     assert code == 2
     assert "does not fit: gpu" in out
-    assert err.startswith("roundel: policy auto: none fits the memory; use more memory")
+    assert err.startswith("roundel: policy auto: none fits the memory; the nearest is ")
+    assert "would need" in err
+    assert "of 97.7 KiB (" in err
+    assert "; use fewer samples or shorter sequences a microbatch" in err
+    assert err.count("\n") == 1
 
 
 def test_a_layer_that_fails_is_one_line_with_its_name_and_microbatch(

@@ -1,0 +1,103 @@
+"""Transit: masters and optimizer states that lie on the host and are updated on a device."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .host_memory import host_bytes
+from .layers import Layers, WeightCopy
+from .masters import HostCopies, Masters
+
+
+class Transit:
+    """Brings a layer's states to a device and, with the new weights, back to where they were.
+
+    Each has its place on the host for good, so that a step takes no new memory there. Masters that
+    lie in what uploads read are not brought up: the visit's own copy is updated in their stead.
+    """
+
+    def __init__(
+        self, layers: Layers, masters: Masters, copies: Mapping[int, HostCopies], pin: bool
+    ) -> None:
+        self._layers, self._masters, self._copies, self._pin = layers, masters, copies, pin
+        self._homes: dict[nn.Parameter, Tensor] = {}
+        self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+    def up(self, layer: int, device: torch.device) -> None:
+        """Bring what an update needs to a device, on the current stream."""
+        for name, each in self._trained(layer).items():
+            self._homes[each] = each.data
+            if name not in self._copies[layer].lent:
+                each.data = _sent(each.data, device)
+            states = self._masters.optimizer.state.get(each, {})
+            self._states[each] = self._masters.large_states(each)
+            for key, value in self._states[each].items():
+                states[key] = _rebuilt(value, lambda part: _sent(part, device))
+
+    def take(self, layer: int, weights: WeightCopy) -> None:
+        """Have a visit's copy of the weights updated, where the masters lie in its source."""
+        for name, each in self._trained(layer).items():
+            if name in self._copies[layer].lent:
+                each.data = weights.parameters[name].data
+                weights.flat = None  # It is the masters' now, until they are down.
+
+    @torch.no_grad()
+    def down(self, layer: int, step: int) -> None:
+        """Bring new weights and states to their places on the host, and wait until they are there.
+
+        What uploads read for the step after number `step` has the new weights then.
+        """
+        copies, trained = self._copies[layer], self._trained(layer)
+        copies.refresh(step)
+        for name, each in trained.items():
+            if name not in copies.lent:
+                self._homes[each].copy_(each.data, non_blocking=True)
+            for key, value in self._masters.large_states(each).items():
+                home = self._states[each].get(key)
+                self._states[each][key] = _returned(value, home, self._pin)
+        if self._pin:
+            torch.cuda.current_stream().synchronize()
+        for each in trained.values():
+            each.data = self._homes.pop(each)
+            self._masters.optimizer.state.get(each, {}).update(self._states.pop(each))
+
+    def _trained(self, layer: int) -> dict[str, nn.Parameter]:
+        owned = self._layers.owned_by(layer)
+        return {name: each for name, each in owned.items() if each.requires_grad}
+
+
+def _sent(part: Tensor, device: torch.device) -> Tensor:
+    return part.to(device, non_blocking=True, copy=True)
+
+
+def _returned(value: Tensor, home: Tensor | None, pin: bool) -> Tensor:
+    """A value from a device in its place on the host; one that has none gets one."""
+    if home is None:
+        home = _rebuilt(value, lambda part: _place_for(part, pin))
+    for target, source in zip(_parts(home), _parts(value), strict=True):
+        target.copy_(source, non_blocking=True)
+    return home
+
+
+def _place_for(part: Tensor, pin: bool) -> Tensor:
+    return host_bytes(part.nbytes, pin).view(part.dtype).view(part.shape)
+
+
+def _parts(value: Tensor) -> list[Tensor]:
+    """The plain tensors that a tensor is made of: itself, or those of a quantised one."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    names, _ = value.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(value, name))]
+
+
+def _rebuilt(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """The value with `function` applied to each plain tensor in it."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return function(value)
+    names, context = value.__tensor_flatten__()
+    parts = {name: _rebuilt(getattr(value, name), function) for name in names}
+    rebuild = type(value).__tensor_unflatten__  # type: ignore[attr-defined]
+    made: Tensor = rebuild(parts, context, value.shape, value.stride())
+    return made

@@ -1,0 +1,43 @@
+"""What a plan that needs more memory than there is would need, and what to do about it."""
+
+from collections.abc import Callable
+
+from ..traces.machine import HOST
+from ..traces.timeline import MemoryCurve
+from .plan import Plan
+
+Size = Callable[[int], str]
+
+
+def misfit(curve: MemoryCurve, plan: Plan, size: Size) -> str:
+    """One line on a memory that is too small for a plan; `size` writes a number of bytes."""
+    holders = ", ".join(f"{what} {size(nbytes)}" for what, nbytes in curve.holders)
+    advice = _for_the_host(plan) if curve.name == HOST else _for_a_device(plan)
+    return (
+        f"{curve.name} would need {size(curve.peak_bytes)} of {size(curve.limit_bytes)} "
+        f"({holders}); use {', '.join(advice)}"
+    )
+
+
+def _for_a_device(plan: Plan) -> list[str]:
+    advice = ["fewer samples or shorter sequences a microbatch"]
+    if plan.weights == "resident":
+        if not any(op.kind == "R" for ops in plan.devices for op in ops):
+            advice.insert(0, "recompute")
+        advice += ["more devices or a finer cut", "streamed weights (round-robin)"]
+    elif plan.activations == "device":
+        advice.append("activations on the host")
+    else:
+        advice.append("a finer cut")
+    return advice
+
+
+def _for_the_host(plan: Plan) -> list[str]:
+    advice = ["bf16 weights with states of few bits (torchao.optim.AdamW8bit), or LoRA"]
+    if plan.optimizer == "stale":
+        advice.append("a synchronous optimizer, which needs one copy of the weights less")
+    if plan.activations == "host":
+        advice.append("fewer samples a step, whose boundary activations wait there")
+    if plan.weights == "streamed":
+        advice.append("resident weights on more devices")
+    return advice

@@ -1,0 +1,102 @@
+"""States that pass through a device lie at one place on the host for good, the weights too."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import roundel
+from roundel.executor.host_memory import host_bytes
+from roundel.executor.trainer import Trainer
+
+from . import toy
+
+mse = nn.functional.mse_loss
+
+
+def test_host_memory_is_zeros_of_the_size_asked_for() -> None:
+    flat = host_bytes(5000, pin=False)
+    assert flat.shape == (5000,)
+    assert flat.dtype == torch.uint8
+    assert not flat.any()
+    assert host_bytes(0, pin=False).shape == (0,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pinned_host_memory_can_be_had_again_when_it_is_let_go() -> None:
+    for _ in range(3):
+        flat = host_bytes(3 * 2**20 + 1, pin=True)
+        assert flat.is_pinned()
+        assert torch.equal(flat.cuda(non_blocking=True).cpu(), flat)
+        del flat
+
+
+def _places(trainer: Trainer) -> dict[str, int]:
+    """Where every weight and state is, by name."""
+    places = {}
+    for name, each in trainer.layers.named_parameters():
+        places[name] = each.data_ptr()
+        for key, value in trainer.optimizer.state[each].items():
+            if value.ndim:
+                places[f"{name} {key}"] = _first_part(value).data_ptr()
+    return places
+
+
+def _first_part(value: Any) -> torch.Tensor:
+    return value.codes if hasattr(value, "codes") else value
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("optimizer", ["sync", "stale"])
+def test_nothing_moves_on_the_host_from_step_to_step(optimizer: str, dtype: torch.dtype) -> None:
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device", optimizer=optimizer)  # type: ignore[arg-type]
+    compute = None if dtype == torch.float64 else torch.bfloat16
+    with Trainer(
+        [each.to(dtype) for each in toy.blocks()],
+        lambda output, target: mse(output, target.to(output.dtype)),
+        policy=policy,
+        optimizer=toy.ADAMW,
+        devices=[toy.DEVICE] * 2,
+        microbatches=2,
+        compute_dtype=compute,
+    ) as trainer:
+        batches = [(x.to(compute or dtype), y) for x, y in toy.vectors(3)]
+        trainer.step(*batches[0])
+        trainer.flush()
+        before = _places(trainer)
+        for batch in batches[1:]:
+            trainer.step(*batch)
+        trainer.flush()
+        assert _places(trainer) == before
+        assert trainer._ready is not None
+        copies = trainer._ready.machinery.host_copies
+        within = [
+            any(flat.data_ptr() <= place < flat.data_ptr() + len(flat) for flat in each.flats)
+            for name, place in before.items()
+            if " " not in name
+            for each in [copies[int(name.partition(".")[0])]]
+        ]
+        # One copy of the weights is all that the host has, where no other is needed.
+        assert set(within) == {optimizer == "sync" and compute is None}
+
+
+def test_states_of_four_bits_pass_through_a_device() -> None:
+    torchao = toy.torchao_optimizers()
+    torch.manual_seed(2)
+    start = [nn.Linear(64, 64).to(torch.bfloat16) for _ in range(2)]
+    optimizer = partial(torchao.AdamW4bit, lr=1e-2)
+    numbers = torch.Generator().manual_seed(3)
+    x, y = torch.randn(2, 8, 64, generator=numbers).to(torch.bfloat16)
+
+    def train(place: str) -> list[torch.Tensor]:
+        layers = [nn.Linear(64, 64).to(torch.bfloat16) for _ in range(2)]
+        for each, other in zip(layers, start, strict=True):
+            each.load_state_dict(other.state_dict())
+        policy = roundel.RoundRobin(partition=(1,), backward_partition=(1, 1), optimizer_on=place)  # type: ignore[arg-type]
+        options = {"optimizer": optimizer, "devices": 2, "microbatches": 1}
+        return toy.train(layers, mse, [(x, y)] * 3, policy, **options)[1]
+
+    for got, expected in zip(train("device"), train("host"), strict=True):
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-3)
