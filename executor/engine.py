@@ -11,10 +11,11 @@ from ..policies.op import Op
 from ..policies.program import LABEL_CODE, Program
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
 from .compute import Computer, Graph, Randomness
+from .host_pool import HostPool
 from .layers import Layers, WeightCopy
 from .masters import GradientBook, HostCopies, Masters, Scratch
-from .store import Key, Store
-from .streams import Stream
+from .store import Key, Store, poison
+from .streams import Stream, mark_now
 from .transit import Transit
 from .values import Value, copied, detached, moved
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
@@ -54,6 +55,7 @@ class Machinery:
         self.randomness = randomness
         self.scratch = Scratch()
         self.transit = Transit(layers, masters, host_copies, pin)
+        self.waiting = HostPool(pin)
 
 
 class ProgramTables:
@@ -134,7 +136,9 @@ class StepEngine:
         for download, layer in self.tables.downloads_of.get(task, ()):
             weights = self._weights(int(self._program.source[task]), layer)
             self._staged[download] = weights.take_gradients()
-        self._store.end(task)
+        for key, value in self._store.end(task):
+            if key.pool == len(self._machinery.devices):
+                self._has_waited(value, self._place(task)[0])
         for device, layer in self.tables.weights_end.get(task, ()):
             dropped = self._machinery.weights[device].drop(layer)
             if self._poison and dropped.flat is not None:
@@ -249,9 +253,17 @@ class StepEngine:
     def _offload(self, task: int) -> None:
         device, layer, microbatch = self._place(task)
         value = self._store.get(Key(ACTIVATIONS, device, layer, microbatch))
-        copy = copied(value, HOST, self._machinery.pin)
+        copy = self._machinery.waiting.copy(value)
         host = len(self._machinery.devices)
-        self._store.put(Key(ACTIVATIONS, host, layer, microbatch), copy, owned=True)
+        self._store.put(Key(ACTIVATIONS, host, layer, microbatch), copy)
+
+    def _has_waited(self, value: Value, device: int) -> None:
+        """A value waited on the host for one fetch, whose copy may still be under way."""
+        mark = mark_now(self._machinery.devices[device])
+        if self._poison:
+            mark.block()
+            poison(value)
+        self._machinery.waiting.give_back(value, mark)
 
     def _fetch(self, task: int) -> None:
         device, layer, microbatch = self._place(task)

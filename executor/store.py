@@ -4,7 +4,6 @@ import threading
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..policies.program import LABELS, Program
 from ..traces.timeline import KIND_CODE
@@ -49,27 +48,31 @@ class Store:
         """The value of a key, which must be there."""
         return self._values[key]
 
-    def end(self, task: int) -> None:
-        """A task is done: let go of what it was the last to use."""
+    def end(self, task: int) -> list[tuple[Key, Any]]:
+        """A task is done: let go of what it was the last to use, which is returned."""
+        gone = []
         for key in self._ends.get(task, ()):
             with self._lock:
                 self._left[key] -= 1
-                last = not self._left[key]
-                value = self._values.pop(key, None) if last else None
+                if self._left[key]:
+                    continue
+                value = self._values.pop(key, None)
                 owned = key in self._owned
-                if last:
-                    self._owned.discard(key)
+                self._owned.discard(key)
             if self._poison and owned:
-                for tensor in tensors_of(value):
-                    _poison(tensor)
+                poison(value)
+            gone.append((key, value))
+        return gone
 
     def clear(self) -> None:
         """Let go of everything."""
         self._values.clear()
 
 
-def _poison(tensor: Tensor) -> None:
-    with torch.no_grad():
+@torch.no_grad()
+def poison(value: Any) -> None:
+    """Overwrite a value with NaN."""
+    for tensor in tensors_of(value):
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
 
