@@ -372,6 +372,7 @@ class Trainer:
 
     def _limit_cuda_memory(self) -> None:
         for device in {device for device in self.devices if device.type == "cuda"}:
+            torch.cuda.empty_cache()  # What measuring took is not for this trainer's steps.
             if self.memory_limit:
                 whole = torch.cuda.get_device_properties(device).total_memory
                 share = self.memory_limit * self.devices.count(device) / whole

@@ -19,9 +19,6 @@ from .state_bytes import state_bytes
 from .training_loop import Batches
 from .values import batch_size, split_batch
 
-PROFILE_REPEATS = 10
-"""How often a layer is run to measure it for a prediction: a GPU that is warm is slower."""
-
 Groups = Callable[[Mapping[str, nn.Parameter]], list[dict[str, Any]]]
 
 
@@ -96,6 +93,8 @@ def measured_work(
     host_memory_bytes: int = 0,
     name: str = "layers",
     told: Told = lambda layer, count, name: None,
+    repeats: int = 1,
+    split: bool = False,
 ) -> Work:
     """The work of a step on these devices: what layers and machine cost, measured now."""
     weights = model.layers.dtype()
@@ -113,8 +112,8 @@ def measured_work(
         state_bytes=state_bytes(
             optimizer, weights, compute, "cpu" if "host" in updates_on else devices[0]
         ),
-        repeats=PROFILE_REPEATS,
-        split=True,
+        repeats=repeats,
+        split=split,
         told=told,
     )
     named = trace.model_copy(update={"name": name})

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .executor.trainer import Trainer
     from .executor.training_loop import Batches, LoopSettings
 
+PROFILE_REPEATS = 10
+"""How often a layer is run to measure it for a prediction: a GPU that is warm is slower."""
+
 CHOICE = "policy.json"
 """Where the policy that `auto` took is written down, beside the checkpoints."""
 
@@ -114,8 +117,16 @@ class Job:
             save_choice(chosen, written, about)
         return chosen, work
 
-    def measured(self, told: "Told" = lambda layer, count, name: None) -> Work:
-        """The work of a step, with what layers and machine cost, measured now."""
+    def measured(
+        self,
+        told: "Told" = lambda layer, count, name: None,
+        repeats: int = PROFILE_REPEATS,
+        split: bool = True,
+    ) -> Work:
+        """The work of a step, with what layers and machine cost, measured now.
+
+        `split`: backward's parts, too.
+        """
         from .executor.places import host_memory, memory_limits
         from .executor.sizes import parse_bytes
         from .executor.training_setup import dtype_of, measured_work
@@ -135,6 +146,8 @@ class Job:
             host_memory_bytes=parse_bytes(train.host_memory) or host_memory(),
             name=_short(part.name),
             told=told,
+            repeats=repeats,
+            split=split,
         )
 
     def trainer(self, policy: Policy, work: Work | None) -> "Trainer":
