@@ -56,7 +56,10 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
 }
 """Policies by name."""
 
-PEERS: dict[str, tuple[str, str]] = {}
+PEERS = {
+    "torch-1f1b": ("torch_pipeline", "1f1b"),
+    "torch-gpipe": ("torch_pipeline", "gpipe"),
+}
 """Others by name: the file in `peers/` and what its `train` is told."""
 
 
