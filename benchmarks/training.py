@@ -59,6 +59,8 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
 PEERS = {
     "torch-1f1b": ("torch_pipeline", "1f1b"),
     "torch-gpipe": ("torch_pipeline", "gpipe"),
+    "fsdp2-offload": ("fsdp2", "each"),
+    "fsdp2-offload, gradients kept": ("fsdp2", "last"),
 }
 """Others by name: the file in `peers/` and what its `train` is told."""
 
