@@ -61,6 +61,8 @@ PEERS = {
     "torch-gpipe": ("torch_pipeline", "gpipe"),
     "fsdp2-offload": ("fsdp2", "each"),
     "fsdp2-offload, gradients kept": ("fsdp2", "last"),
+    "roundpipe": ("roundpipe", "async"),
+    "roundpipe, sync": ("roundpipe", "sync"),
 }
 """Others by name: the file in `peers/` and what its `train` is told."""
 
