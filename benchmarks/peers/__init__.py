@@ -1,0 +1,1 @@
+"""The systems that Roundel is compared with, one a file; `training.py` runs them."""
