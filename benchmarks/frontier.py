@@ -1,9 +1,9 @@
 """Models and contexts that are said not to fit: what is predicted first, then what happens.
 
     python benchmarks/frontier.py llama-3.1-8b --out FOLDER --sequence 65536 --ffn-chunk 16384
-    python benchmarks/frontier.py llama-3.1-8b --out FOLDER --sequence 65536 --ffn-chunk 16384 --longest
-    python benchmarks/frontier.py qwen3-32b --out FOLDER --sequence 2048 --batch 9 --microbatches 3 \\
-        --optim torchao.optim.AdamW4bit --optim-options '{"bf16_stochastic_round": true}' \\
+    python benchmarks/frontier.py llama-3.1-8b --out FOLDER --ffn-chunk 16384 --longest
+    python benchmarks/frontier.py qwen3-32b --out FOLDER --batch 8 --microbatches 2
+        --optim torchao.optim.AdamW4bit --optim-options '{"bf16_stochastic_round": true}'
         --optimizer-on device
 
 One layer of each kind is measured without the model's weights, every candidate of `--policy auto`
@@ -207,6 +207,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    # Gaps between segments of fixed size would count as memory in use.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     about = {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "host_cores": len(os.sched_getaffinity(0)),

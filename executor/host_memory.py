@@ -14,7 +14,7 @@ def host_bytes(nbytes: int, pin: bool) -> Tensor:
     """So many bytes of zeros on the host, whole pages; `pin`: such as GPUs copy from and to.
 
     torch's own pinned memory is rounded up to a power of two, so that a model takes up to twice its
-    size. Raises RuntimeError where the memory cannot be pinned.
+    size; it is taken where the system does not let memory be pinned after it is made.
     """
     if sys.platform != "linux":
         return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=pin)
@@ -22,9 +22,13 @@ def host_bytes(nbytes: int, pin: bool) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     flat = torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
-    if pin:
-        flat.zero_()  # All threads bring the pages in; pinning them one after the other is slow.
+    if not pin:
+        return flat
+    flat.zero_()  # All threads bring the pages in; pinning them one after the other is slow.
+    try:
         pages.pin(flat.data_ptr())
+    except RuntimeError:
+        return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
     return flat
 
 

@@ -179,6 +179,7 @@ class Trainer:
         self._pending: list[tuple[Run, StepEngine]] = []
         self._closed = False
         self._older: dict[str, torch.Tensor] = {}
+        self._shares: dict[torch.device, float] = {}
         self._poison = False
         self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
 
@@ -374,6 +375,7 @@ class Trainer:
         for device in {device for device in self.devices if device.type == "cuda"}:
             torch.cuda.empty_cache()  # What measuring took is not for this trainer's steps.
             if self.memory_limit:
+                self._shares[device] = torch.cuda.get_per_process_memory_fraction(device)
                 whole = torch.cuda.get_device_properties(device).total_memory
                 share = self.memory_limit * self.devices.count(device) / whole
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
@@ -555,6 +557,9 @@ class Trainer:
             weights.clear()
         self._programs.clear()
         self.masters.to_host()
+        while self._shares:
+            device, share = self._shares.popitem()
+            torch.cuda.set_per_process_memory_fraction(share, device)
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()
 
