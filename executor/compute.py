@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..policies.op import Op
 from .deferred import Job, collecting
@@ -22,8 +23,12 @@ class Graph:
     """What a forward or recompute leaves for its backward."""
 
     leaves: Value
-    outputs: list[Tensor]
+    outputs: list["Root | None"]
     jobs: list[Job] = field(default_factory=list)
+
+
+Root = Tensor | GradientEdge
+"""Where backward starts: an output, or its place in the graph, which needs none of its memory."""
 
 
 _UPDATE = -1
@@ -69,6 +74,13 @@ class Randomness:
             else:
                 torch.default_generator.manual_seed(seed)
             yield
+
+
+def _root(output: Tensor) -> Root | None:
+    """Of a loss itself, which needs no gradient given; of an output without a graph none."""
+    if not output.requires_grad:
+        return None
+    return get_gradient_edge(output) if output.ndim else output
 
 
 def layer_seed(seed: int, layer: int, step: int, microbatch: int) -> int:
@@ -126,19 +138,18 @@ class Computer:
         with torch.enable_grad(), collecting(jobs) if defer else nullcontext():
             (*_, (_, output)) = self._run(op, step, modules, leaves)
             output = finish(output)
-        outputs = tensors_of(output)
-        return Graph(leaves, outputs, jobs), output
+        return Graph(leaves, [_root(each) for each in tensors_of(output)], jobs), output
 
     def backward(self, graph: Graph, grads: Gradients) -> Gradients:
         """Run the graph backward; returns the gradients of its leaves."""
         pairs = [
-            (output, grad)
-            for output, grad in zip(graph.outputs, grads, strict=True)
-            if output.requires_grad and (grad is not None or output.ndim == 0)
+            (root, grad)
+            for root, grad in zip(graph.outputs, grads, strict=True)
+            if root is not None and (grad is not None or isinstance(root, Tensor))
         ]
         if pairs:
-            outputs, given = zip(*pairs, strict=True)
-            torch.autograd.backward(outputs, given)
+            roots, given = zip(*pairs, strict=True)
+            torch.autograd.backward(roots, given)
         result = gradients_of(graph.leaves)
         graph.outputs, graph.leaves = [], None
         return result

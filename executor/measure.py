@@ -9,7 +9,11 @@ from .compute import LossFunction
 from .kinds import kind_of
 from .layers import Layers, Layout
 from .measure_layer import LayerRun, bytes_of_weights
+from .optimizer_bytes import OptimizerBytes
 from .values import Value, count_tokens, map_tensors
+
+ADAM = OptimizerBytes(8)
+"""Two moments in float32."""
 
 Told = Callable[[int, int, str], None]
 """Told of each layer that is run: its number, how many there are, and its name."""
@@ -24,7 +28,7 @@ def measure_layers(
     *,
     compute: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
-    state_bytes: float = 8,
+    optimizer: OptimizerBytes = ADAM,
     repeats: int = 1,
     split: bool = False,
     told: Told = lambda layer, count, name: None,
@@ -35,7 +39,7 @@ def measure_layers(
     is run: so may a model be measured that is larger than the device, or that has no memory at all
     (on the meta device). Times are the median of `repeats` runs after one to warm up where there
     are several; `split` also takes backward apart. Every tensor that is kept counts at least a
-    byte. `state_bytes` is the optimizer's state per trained parameter, master copy included.
+    byte. `optimizer`: what it keeps and needs of each trained parameter.
     """
     value = map_tensors(lambda tensor: tensor.to(device), inputs)
     goal = map_tensors(lambda tensor: tensor.to(device), targets)
@@ -53,7 +57,7 @@ def measure_layers(
             if layer == len(layers) - 1:
                 run.finish = lambda output: loss_fn(output, goal)
             try:
-                known[kind] = run.measure(value, needs[layer], state_bytes, repeats, split)
+                known[kind] = run.measure(value, needs[layer], optimizer, repeats, split)
             except Exception as error:
                 error.add_note(f"in layer {layer} ({type(module).__name__}), while it was measured")
                 raise
@@ -81,7 +85,7 @@ def device_name(device: torch.device) -> str:
 
 
 def with_real_bytes(
-    trace: Trace, layers: Layers, compute: torch.dtype | None, state_bytes: float
+    trace: Trace, layers: Layers, compute: torch.dtype | None, optimizer: OptimizerBytes
 ) -> Trace:
     """A trace of these layers that may know their times only, with the bytes of their weights.
 
@@ -90,7 +94,7 @@ def with_real_bytes(
     costs = []
     for layer, cost in enumerate(trace.layers):
         layout = Layout.of(layers.parameters_of(layer), compute)
-        real = bytes_of_weights(layout, layers.owned_by(layer), state_bytes)
+        real = bytes_of_weights(layout, layers.owned_by(layer), optimizer)
         params = real.pop("trainable_params")
         real |= {"output_bytes": 1, "saved_bytes": 1}
         missing = {name: value for name, value in real.items() if not getattr(cost, name)}

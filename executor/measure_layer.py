@@ -11,6 +11,7 @@ from ..traces.errors import InputError
 from ..traces.trace import LEAST_OF_BACKWARD, LayerCost
 from .deferred import Job, collecting, defer_linears
 from .layers import Layers, Layout, Replica, WeightCopy
+from .optimizer_bytes import OptimizerBytes
 from .streams import Clock, Mark, idle_streams, mark_now
 from .values import (
     Value,
@@ -32,16 +33,16 @@ def _noting(saved: dict[int, int]) -> AbstractContextManager[Any]:
 
 
 def bytes_of_weights(
-    layout: Layout, own: Mapping[str, nn.Parameter], state_bytes: float
+    layout: Layout, own: Mapping[str, nn.Parameter], optimizer: OptimizerBytes
 ) -> dict[str, int]:
     """What a layer's parameters cost; `own` are those that no earlier layer has."""
-    trained = sum(each.numel() for each in own.values() if each.requires_grad)
+    trained = [each.numel() for each in own.values() if each.requires_grad]
     slots = (slot for slot in layout.slots if slot.requires_grad)
     return {
         "param_bytes": max(1, layout.nbytes),
         "grad_bytes": sum(slot.stop - slot.start for slot in slots),
-        "optimizer_bytes": round(state_bytes * trained),
-        "trainable_params": trained,
+        "trainable_params": sum(trained),
+        **optimizer.of_layer(trained),
     }
 
 
@@ -89,7 +90,7 @@ class LayerRun:
         self.parameters = {}
 
     def measure(
-        self, value: Value, needs: bool, state_bytes: float, repeats: int, split: bool
+        self, value: Value, needs: bool, optimizer: OptimizerBytes, repeats: int, split: bool
     ) -> tuple[LayerCost, Value, bool]:
         """What the layer costs, what comes out of it, and whether it drew random numbers.
 
@@ -131,7 +132,7 @@ class LayerRun:
             name=self.name,
             forward_ns=forward_ns,
             backward_ns=backward_ns,
-            **bytes_of_weights(self.layout, self.own, state_bytes),
+            **bytes_of_weights(self.layout, self.own, optimizer),
             output_bytes=max(1, nbytes_of(boundary)),
             saved_bytes=saved_bytes,
             workspace_bytes=max(0, at_most - known),

@@ -35,9 +35,9 @@ from .masters import HostCopies, Masters, OptimizerFactory
 from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
+from .optimizer_bytes import OptimizerBytes, optimizer_bytes
 from .places import host_memory
 from .sizes import parse_bytes, say_bytes
-from .state_bytes import state_bytes
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
 from .values import Value, batch_size, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
@@ -292,21 +292,21 @@ class Trainer:
     def _prepare(self, inputs: Value, targets: Value) -> _Ready:
         if self._ready is None:
             place: Place = getattr(self.policy, "optimizer_on", "host")
-            states = state_bytes(
+            kept = optimizer_bytes(
                 self._optimizer_factory,
                 self.layers.dtype(),
                 self._compute_dtype,
                 self.devices[0] if place == "device" else "cpu",
             )
             if self.trace is None or self._training:
-                measured, draws = self._measure(inputs, targets, states)
+                measured, draws = self._measure(inputs, targets, kept)
                 self._randomness.draws = draws
                 self.trace = self.trace or measured
             if len(self.trace.layers) != len(self.layers):
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
                 )
-            self.trace = with_real_bytes(self.trace, self.layers, self._compute_dtype, states)
+            self.trace = with_real_bytes(self.trace, self.layers, self._compute_dtype, kept)
             machine = self._machine_here(place)
             work = Work(self.trace, machine, self.microbatches)
             plan = self.policy.plan(work, self.step_number)
@@ -330,7 +330,9 @@ class Trainer:
             self._ready = _Ready(work, machinery, threads, idle_streams(self.devices))
         return self._ready
 
-    def _measure(self, inputs: Value, targets: Value, states: float) -> tuple[Trace, set[int]]:
+    def _measure(
+        self, inputs: Value, targets: Value, optimizer: OptimizerBytes
+    ) -> tuple[Trace, set[int]]:
         """What the layers cost, and which draw; where a trace is given only that is asked for."""
         return measure_layers(
             self.layers,
@@ -340,7 +342,7 @@ class Trainer:
             self.devices[0],
             compute=self._compute_dtype,
             autocast=self._autocast,
-            state_bytes=states,
+            optimizer=optimizer,
             repeats=REPEATS if self.trace is None else 1,
         )
 

@@ -15,7 +15,7 @@ from .masters import OptimizerFactory
 from .measure import Told, measure_layers
 from .measure_machine import measure_machine
 from .model_source import Model
-from .state_bytes import state_bytes
+from .optimizer_bytes import optimizer_bytes
 from .training_loop import Batches
 from .values import batch_size, split_batch
 
@@ -98,6 +98,7 @@ def measured_work(
 ) -> Work:
     """The work of a step on these devices: what layers and machine cost, measured now."""
     weights = model.layers.dtype()
+    place = devices[0] if "device" in updates_on else "cpu"
     inputs, targets = batches.batch(0)
     rows = max(1, batch_size(inputs) // microbatches)
     part, goal = (split_batch(value, [0, rows])[0] for value in (inputs, targets))
@@ -109,9 +110,7 @@ def measured_work(
         devices[0],
         compute=compute,
         autocast=autocast,
-        state_bytes=state_bytes(
-            optimizer, weights, compute, "cpu" if "host" in updates_on else devices[0]
-        ),
+        optimizer=optimizer_bytes(optimizer, weights, compute, place),
         repeats=repeats,
         split=split,
         told=told,

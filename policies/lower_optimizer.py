@@ -284,6 +284,7 @@ def _update_on_home(
     if norms is not None:
         builder.depend(sends, norms[made.step])
         builder.depend(norms[step], updates)
+    _room(builder, table, layer, device, updates)
     updated.task.reshape(-1)[cells] = updates
     until = made.last_grad.copy()
     until[rows] = updates[which]
@@ -387,6 +388,14 @@ def _update_in_transit(
         updated.task.reshape(-1)[batch.cell] = updates[1]
 
 
+def _room(
+    builder: ProgramBuilder, table: OpTable, layer: Ints, device: Ints, updates: Ints
+) -> None:
+    """What updates need on a device while they run."""
+    nbytes = table.work.layer_bytes("update_workspace_bytes")[layer]
+    builder.buffers("workspace", layer, device, nbytes, updates, updates)
+
+
 def _turns(visit: Ints) -> Ints:
     """Each row's number within its visit."""
     starts = np.flatnonzero(np.diff(visit, prepend=-1))
@@ -453,6 +462,7 @@ def _pass_through(
     )
     builder.depend(updates, downs)
     builder.buffers("optimizer state", batch.layer, batch.device, state + parked, ups, downs)
+    _room(builder, table, batch.layer, batch.device, updates)
     _gradients(builder, table, batch, updates)
     _park(builder, table, order, partial, downloads, task_of)
     return updates, downs

@@ -25,7 +25,8 @@ class LayerCost(BaseModel):
     parts where they are known (both or neither). `recompute_ns` None means: as long as forward.
     `output_bytes` is the boundary tensor that the layer hands on; the gradient that comes back
     has the same size. `saved_bytes` is what forward leaves allocated for backward beyond the
-    layer's own input and output. `workspace_bytes` is needed only while the layer runs.
+    layer's own input and output. `workspace_bytes` is needed only while the layer runs,
+    `update_workspace_bytes` only while a device updates it.
     `grad_bytes`, `optimizer_bytes` and `trainable_params` are 0 for a frozen layer;
     `trainable_params` None means `grad_bytes / 2`, 16-bit gradients. `tied_to` is the number of an
     earlier layer that owns some of this layer's parameters: their gradients belong to its update.
@@ -45,6 +46,7 @@ class LayerCost(BaseModel):
     output_bytes: Count = 0
     saved_bytes: Count = 0
     workspace_bytes: Count = 0
+    update_workspace_bytes: Count = 0
     trainable_params: Count | None = None
     tied_to: Count | None = None
 

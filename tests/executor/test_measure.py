@@ -11,6 +11,7 @@ import roundel
 from roundel.executor.decoder import decoder_layers
 from roundel.executor.layers import Layers, Replica
 from roundel.executor.measure import measure_layers, with_real_bytes
+from roundel.executor.optimizer_bytes import OptimizerBytes
 from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 from roundel.policies.work import Work
@@ -205,8 +206,8 @@ def test_a_buffer_without_memory_is_made_of_zeros() -> None:
 def test_a_trace_of_times_alone_gets_the_bytes_of_the_layers() -> None:
     layers = Layers(decoder_layers(SHAPE, tied=True))
     trace = make_trace(len(layers))
-    filled = with_real_bytes(trace, layers, torch.bfloat16, 12)
-    real, _, _ = measured(layers.modules, compute=torch.bfloat16, state_bytes=12)
+    filled = with_real_bytes(trace, layers, torch.bfloat16, OptimizerBytes(12))
+    real, _, _ = measured(layers.modules, compute=torch.bfloat16, optimizer=OptimizerBytes(12))
     for ours, theirs in zip(filled.layers, real.layers, strict=True):
         assert ours.param_bytes == theirs.param_bytes
         assert ours.grad_bytes == theirs.grad_bytes
@@ -219,7 +220,7 @@ def test_a_trace_of_times_alone_gets_the_bytes_of_the_layers() -> None:
         )
         assert (cost.grad_bytes, cost.optimizer_bytes) == (2 * every, 12 * own)
         assert cost.params_to_update == own
-    assert with_real_bytes(real, layers, torch.bfloat16, 99) == real
+    assert with_real_bytes(real, layers, torch.bfloat16, OptimizerBytes(99)) == real
 
 
 @pytest.mark.parametrize(

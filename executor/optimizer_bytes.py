@@ -1,0 +1,95 @@
+"""How much an optimizer keeps of each parameter and needs to update it, found out on small ones."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .masters import OptimizerFactory
+
+COUNT = 2**14
+"""Parameters to try it on: so many that what is kept once does not count."""
+
+ROOM_COUNT = 2**22
+"""Parameters to see what an update needs besides: so many that the allocator's steps are small."""
+
+
+class OptimizerBytes(NamedTuple):
+    """Bytes a parameter: of state, the master copy included, and of room for an update on a device.
+
+    `at_once`: what an update needs `room` for: all of a layer's weights together, or the largest
+    one. `converted`: bytes a parameter of gradients in the masters' dtype, of all of a layer.
+    """
+
+    state: float
+    room: float = 0.0
+    at_once: bool = True
+    converted: int = 0
+
+    def of_layer(self, sizes: Iterable[int]) -> dict[str, int]:
+        """What a layer's cost has, whose trained weights have these numbers of parameters."""
+        sizes = list(sizes)
+        needing = sum(sizes) if self.at_once else max(sizes, default=0)
+        return {
+            "optimizer_bytes": round(self.state * sum(sizes)),
+            "update_workspace_bytes": round(self.room * needing + self.converted * sum(sizes)),
+        }
+
+
+def optimizer_bytes(
+    optimizer: OptimizerFactory,
+    weights: torch.dtype,
+    compute: torch.dtype | None,
+    device: torch.device | str = "cpu",
+) -> OptimizerBytes:
+    """What an optimizer keeps, and on a GPU also what it needs while it updates.
+
+    State counts in sixteenths: of few bits it has a scale besides, for so many of them. `weights`
+    and `compute`: dtypes of the masters and on the devices. `device`: where it is tried, and where
+    updates run.
+    """
+    device = torch.device(device)
+    (parameter,) = _parameters(1, COUNT, weights, device)
+    tried = optimizer([parameter])
+    tried.step()
+    kept = sum(map(_stored_bytes, tried.state[parameter].values()))
+    other = compute not in (None, weights)
+    state = math.ceil(16 * (kept / COUNT - 0.01)) / 16 + (weights.itemsize if other else 0)
+    if device.type != "cuda":
+        return OptimizerBytes(state)
+    one, two = (_room(optimizer, count, weights, device) for count in (1, 2))
+    return OptimizerBytes(
+        state, one / ROOM_COUNT, at_once=two > 1.5 * one, converted=weights.itemsize * other
+    )
+
+
+def _parameters(
+    count: int, size: int, dtype: torch.dtype, device: torch.device
+) -> list[nn.Parameter]:
+    made = [nn.Parameter(torch.zeros(128, size // 128, dtype=dtype, device=device))]
+    made += [nn.Parameter(torch.zeros_like(made[0])) for _ in range(count - 1)]
+    for each in made:
+        each.grad = torch.zeros_like(each)
+    return made
+
+
+def _room(optimizer: OptimizerFactory, count: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that an update of so many weights needs on a GPU beside them and their states."""
+    steps = optimizer(_parameters(count, ROOM_COUNT, dtype, device))
+    steps.step()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    steps.step()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _stored_bytes(value: object) -> int:
+    """Bytes of a tensor; of one that is made of others, such as a quantised one, of those."""
+    if not isinstance(value, Tensor):
+        return 0
+    if hasattr(value, "__tensor_flatten__"):
+        names, _ = value.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(value, name)) for name in names)
+    return value.nbytes
