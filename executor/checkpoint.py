@@ -110,7 +110,7 @@ def load_checkpoint(trainer: "Trainer", folder: Path) -> int:
         raise InputError(f"{shown(folder)}: there is no checkpoint here")
     manifest = _checked_manifest(path, type(trainer.optimizer).__name__)
     weights = WeightFile(trainer.layers, path / MODEL)
-    optimizer = OptimizerFile(trainer.layers, trainer.optimizer, path / OPTIMIZER)
+    optimizer = OptimizerFile(trainer.masters, path / OPTIMIZER)
     older = load_file(path / OLDER) if OLDER in manifest.files else {}
     trainer.flush()
     trainer._release()
@@ -151,7 +151,7 @@ def _serials(folder: Path) -> dict[Path, int]:
 def _write(trainer: "Trainer", path: Path, serial: int) -> None:
     """Fill an empty folder."""
     save_weights(trainer.layers, path / MODEL)
-    save_optimizer(trainer.layers, trainer.optimizer, path / OPTIMIZER)
+    save_optimizer(trainer.masters, path / OPTIMIZER)
     with (path / RANDOM).open("wb") as file:
         torch.save(random_state(trainer.devices), file)
     older = _older(trainer)

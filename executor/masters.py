@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..traces.errors import InputError
 from .host_memory import host_bytes
 from .layers import Layers, Layout
+from .slices import Slices
 
 OptimizerFactory = Callable[[Any], Optimizer]
 
@@ -34,11 +35,13 @@ class Masters:
         self.optimizer = factory(_groups(trained, groups))
         if type(self.optimizer).__name__ == "LBFGS":
             raise InputError("optimizer: LBFGS needs all parameters at once; use another")
+        self.slices = Slices(layers, self.optimizer)
         self._parts = [self._part(layer) for layer in range(len(layers))]
 
     def _part(self, layer: int) -> Optimizer | None:
         """The optimizer with only the parameters that a layer owns; shares state with the whole."""
-        mine = {id(each) for each in self.layers.owned_by(layer).values()}
+        owned = self.layers.owned_by(layer).values()
+        mine = {id(part) for each in owned for part in self.slices.of(each)}
         # Not by copy(), which leaves out what a class of its own keeps beside groups and state.
         part: Optimizer = object.__new__(type(self.optimizer))
         part.__dict__.update(vars(self.optimizer))
@@ -63,6 +66,7 @@ class Masters:
             return
         for mine, group in zip(part.param_groups, settings, strict=True):
             mine.update(group)
+        self.slices.bind(layer)
         part.step()
         part.zero_grad(set_to_none=True)
 
@@ -79,12 +83,13 @@ class Masters:
     def settle(self) -> None:
         """Bring the optimizer's state to where the weights are."""
         for _, each in self.layers.named_parameters():
-            state = self.optimizer.state.get(each, {})
-            for name, value in self.large_states(each).items():
-                state[name] = value.to(each.device)
+            for part in self.slices.of(each):
+                state = self.optimizer.state.get(part, {})
+                for name, value in self.large_states(part).items():
+                    state[name] = value.to(each.device)
 
     def large_states(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The state of a parameter that has to be where it is updated.
+        """The state of a parameter, or slice of one, that has to be where it is updated.
 
         The count of steps stays on the host, unless kernels on the device read it.
         """
@@ -95,12 +100,6 @@ class Masters:
             for name, value in self.optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor) and (counts or value.ndim > 0)
         }
-
-    def state_of(self, layer: int) -> Iterable[dict[str, Any]]:
-        """The optimizer's state of each of a layer's own parameters."""
-        for each in self.layers.owned_by(layer).values():
-            if each in self.optimizer.state:
-                yield self.optimizer.state[each]
 
 
 def _groups(trained: dict[str, nn.Parameter], groups: Any) -> Any:

@@ -1,6 +1,7 @@
 """How much an optimizer keeps of each parameter and needs to update it, found out on small ones."""
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .masters import OptimizerFactory
+from .slices import MOST, is_by_element
 
 COUNT = 2**14
 """Parameters to try it on: so many that what is kept once does not count."""
@@ -20,18 +22,20 @@ class OptimizerBytes(NamedTuple):
     """Bytes a parameter: of state, the master copy included, and of room for an update on a device.
 
     `at_once`: what an update needs `room` for: all of a layer's weights together, or the largest
-    one. `converted`: bytes a parameter of gradients in the masters' dtype, of all of a layer.
+    one, of which it has no more than `most` elements at a time. `converted`: bytes a parameter of
+    gradients in the masters' dtype, of all of a layer.
     """
 
     state: float
     room: float = 0.0
     at_once: bool = True
     converted: int = 0
+    most: int = sys.maxsize
 
     def of_layer(self, sizes: Iterable[int]) -> dict[str, int]:
         """What a layer's cost has, whose trained weights have these numbers of parameters."""
         sizes = list(sizes)
-        needing = sum(sizes) if self.at_once else max(sizes, default=0)
+        needing = sum(sizes) if self.at_once else min(max(sizes, default=0), self.most)
         return {
             "optimizer_bytes": round(self.state * sum(sizes)),
             "update_workspace_bytes": round(self.room * needing + self.converted * sum(sizes)),
@@ -61,7 +65,11 @@ def optimizer_bytes(
         return OptimizerBytes(state)
     one, two = (_room(optimizer, count, weights, device) for count in (1, 2))
     return OptimizerBytes(
-        state, one / ROOM_COUNT, at_once=two > 1.5 * one, converted=weights.itemsize * other
+        state,
+        one / ROOM_COUNT,
+        at_once=two > 1.5 * one,
+        converted=weights.itemsize * other,
+        most=MOST if is_by_element(tried) else sys.maxsize,
     )
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..traces.errors import InputError, shown
-from .layers import Layers
+from .masters import Masters
 from .values import map_tensors
 from .weight_file import every_name
 
@@ -18,9 +17,10 @@ HOW = {"params", "fused", "foreach", "capturable", "differentiable"}
 """Options of a group that say how an update is computed, which a trainer decides for itself."""
 
 
-def save_optimizer(layers: Layers, optimizer: Optimizer, path: Path) -> None:
+def save_optimizer(masters: Masters, path: Path) -> None:
     """Write an optimizer's state. Raises InputError where it holds what cannot be read again."""
-    names: dict[Any, str] = {each: name for name, each in layers.named_parameters()}
+    optimizer = masters.optimizer
+    names: dict[Any, str] = {each: name for name, each in masters.slices.named()}
     groups = [
         {
             "names": [names[each] for each in group["params"]],
@@ -49,9 +49,9 @@ def _alone(tensor: Tensor) -> Tensor:
 class OptimizerFile:
     """A file with the state of just such an optimizer. Raises InputError where it is of another."""
 
-    def __init__(self, layers: Layers, optimizer: Optimizer, path: Path) -> None:
-        self._optimizer = optimizer
-        self._parameters = every_name(layers)
+    def __init__(self, masters: Masters, path: Path) -> None:
+        self._optimizer = masters.optimizer
+        self._parameters = every_name(masters.layers) | dict(masters.slices.named())
         saved = torch.load(path, map_location="cpu", weights_only=True)
         self._state, self._saved_groups = saved["state"], saved["groups"]
         mistake = self._mistake()
@@ -88,7 +88,8 @@ class OptimizerFile:
             if parameter is None:
                 state[name] = values
             else:
-                state[parameter] = _converted(values, dtypes[name], parameter)
+                whole = name if name in dtypes else name.rpartition("[")[0]
+                state[parameter] = _converted(values, dtypes[whole], parameter)
 
 
 def _converted(values: Any, was: torch.dtype, parameter: nn.Parameter) -> Any:

@@ -30,10 +30,11 @@ class Transit:
             self._homes[each] = each.data
             if name not in self._copies[layer].lent:
                 each.data = _sent(each.data, device)
-            states = self._masters.optimizer.state.get(each, {})
-            self._states[each] = self._masters.large_states(each)
-            for key, value in self._states[each].items():
-                states[key] = _rebuilt(value, lambda part: _sent(part, device))
+            for part in self._masters.slices.of(each):
+                states = self._masters.optimizer.state.get(part, {})
+                self._states[part] = self._masters.large_states(part)
+                for key, value in self._states[part].items():
+                    states[key] = _rebuilt(value, lambda inner: _sent(inner, device))
 
     def take(self, layer: int, weights: WeightCopy) -> None:
         """Have a visit's copy of the weights updated, where the masters lie in its source."""
@@ -53,14 +54,16 @@ class Transit:
         for name, each in trained.items():
             if name not in copies.lent:
                 self._homes[each].copy_(each.data, non_blocking=True)
-            for key, value in self._masters.large_states(each).items():
-                home = self._states[each].get(key)
-                self._states[each][key] = _returned(value, home, self._pin)
+            for part in self._masters.slices.of(each):
+                for key, value in self._masters.large_states(part).items():
+                    home = self._states[part].get(key)
+                    self._states[part][key] = _returned(value, home, self._pin)
         if self._pin:
             torch.cuda.current_stream().synchronize()
         for each in trained.values():
             each.data = self._homes.pop(each)
-            self._masters.optimizer.state.get(each, {}).update(self._states.pop(each))
+            for part in self._masters.slices.of(each):
+                self._masters.optimizer.state.get(part, {}).update(self._states.pop(part))
 
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)

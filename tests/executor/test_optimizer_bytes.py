@@ -43,6 +43,7 @@ def test_what_a_layer_costs() -> None:
         "optimizer_bytes": 500,
         "update_workspace_bytes": 4800,
     }
+    assert one_by_one._replace(most=200).of_layer([100, 300])["update_workspace_bytes"] == 3200
     together = OptimizerBytes(12, room=2, converted=4)
     assert together.of_layer([100, 300])["update_workspace_bytes"] == 2400
     assert together.of_layer([]) == {"optimizer_bytes": 0, "update_workspace_bytes": 0}
