@@ -80,6 +80,7 @@ class _DeferredLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, weight = ctx.saved_tensors
+        value = value.detach()  # The job has no use for the graph before it.
         leaf, bias_leaf = ctx.leaves
 
         def job() -> None:

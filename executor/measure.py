@@ -31,6 +31,7 @@ def measure_layers(
     optimizer: OptimizerBytes = ADAM,
     repeats: int = 1,
     split: bool = False,
+    warm_s: float = 0.0,
     told: Told = lambda layer, count, name: None,
 ) -> tuple[Trace, set[int]]:
     """Run a layer of each kind on one microbatch; returns trace and layers that draw numbers.
@@ -38,8 +39,9 @@ def measure_layers(
     Layers of one kind, alike in all but their weights' values, cost the same, and the first of them
     is run: so may a model be measured that is larger than the device, or that has no memory at all
     (on the meta device). Times are the median of `repeats` runs after one to warm up where there
-    are several; `split` also takes backward apart. Every tensor that is kept counts at least a
-    byte. `optimizer`: what it keeps and needs of each trained parameter.
+    are several; `split` also takes backward apart; a GPU works for `warm_s` before. Every tensor
+    that is kept counts at least a byte. `optimizer`: what it keeps and needs of each trained
+    parameter.
     """
     value = map_tensors(lambda tensor: tensor.to(device), inputs)
     goal = map_tensors(lambda tensor: tensor.to(device), targets)
@@ -57,6 +59,7 @@ def measure_layers(
             if layer == len(layers) - 1:
                 run.finish = lambda output: loss_fn(output, goal)
             try:
+                run.warm_up(value, needs[layer], warm_s)
                 known[kind] = run.measure(value, needs[layer], optimizer, repeats, split)
             except Exception as error:
                 error.add_note(f"in layer {layer} ({type(module).__name__}), while it was measured")

@@ -1,5 +1,6 @@
 """One layer, run alone on a device: its times, and the bytes that it takes."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -89,6 +90,14 @@ class LayerRun:
         self._replica.release(self._weights)
         self.parameters = {}
 
+    def warm_up(self, value: Value, needs: bool, seconds: float) -> None:
+        """Keep a GPU at work for so long: one that is not warm is faster than it stays."""
+        stop = time.perf_counter() + seconds
+        while self.device.type == "cuda" and time.perf_counter() < stop:
+            self._backward(self._forward(as_leaves(value, needs), None))
+            mark_now(self.device).block()
+        self._drop_gradients()
+
     def measure(
         self, value: Value, needs: bool, optimizer: OptimizerBytes, repeats: int, split: bool
     ) -> tuple[LayerCost, Value, bool]:
@@ -155,6 +164,7 @@ class LayerRun:
             middle = mark_now(self.device)
             for job in jobs:
                 job()
+            jobs.clear()  # They and the graph hold each other.
             marks.append((start, middle, mark_now(self.device)))
         marks[-1][-1].block()
         self._drop_gradients()

@@ -16,6 +16,7 @@ from .measure_links import (
     measured_link,
     shortest_ns,
 )
+from .measure_tasks import task_ns
 
 SIDE = 4096
 """Of the square that is updated: with its states more than caches hold."""
@@ -62,6 +63,7 @@ def measure_machine(
             memory_bytes=host_memory_bytes,
             optimizer_params_per_s=updates[host],
             sum_params_per_s=_sums_per_s(compute),
+            task_ns=task_ns(devices[0]),
         ),
         devices=tuple(made),
         switches=switches_of(nodes, to_host),

@@ -95,6 +95,7 @@ def measured_work(
     told: Told = lambda layer, count, name: None,
     repeats: int = 1,
     split: bool = False,
+    warm_s: float = 0.0,
 ) -> Work:
     """The work of a step on these devices: what layers and machine cost, measured now."""
     weights = model.layers.dtype()
@@ -113,6 +114,7 @@ def measured_work(
         optimizer=optimizer_bytes(optimizer, weights, compute, place),
         repeats=repeats,
         split=split,
+        warm_s=warm_s,
         told=told,
     )
     named = trace.model_copy(update={"name": name})

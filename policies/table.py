@@ -124,14 +124,14 @@ class OpTable:
 
     @cached_property
     def duration_ns(self) -> NDArray[np.int64]:
-        """Nanoseconds of each row."""
+        """Nanoseconds of each row, which are as many at least as its launch takes."""
         result = np.zeros(len(self.kind), dtype=np.int64)
         for code in np.unique(self.kind).tolist():
             rows = self.is_kind(code)
             layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share)
             total = np.concatenate(([0], np.cumsum(np.array(layer_ns, dtype=np.int64))))
             result[rows] = total[self.stop[rows]] - total[self.first[rows]]
-        return result
+        return np.maximum(result, self.work.machine.host.task_ns)
 
 
 def _columns(ops: Sequence[Op]) -> Ints:

@@ -126,6 +126,7 @@ def _print_machine(console: Console, machine: Machine) -> None:
         say(console, f"{link.a} - {link.b}: {human_bytes(link.bytes_per_s)}/s")
     rate = human_rate(machine.host.optimizer_params_per_s)
     say(console, f"optimizer on the host: {rate} parameters/s")
+    say(console, f"launching a task: {human_seconds(machine.host.task_ns / 1e9)}")
 
 
 def _next(output: Path, machine_output: Path | None, work: Work) -> str:

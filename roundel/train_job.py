@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from .executor.training_loop import Batches, LoopSettings
 
 PROFILE_REPEATS = 10
-"""How often a layer is run to measure it for a prediction: a GPU that is warm is slower."""
+"""How often a layer is run to measure it for a prediction."""
+
+PROFILE_WARM_S = 0.5
+"""How long a GPU works on it before: its clocks fall under steady work."""
 
 CHOICE = "policy.json"
 """Where the policy that `auto` took is written down, beside the checkpoints."""
@@ -148,6 +151,7 @@ class Job:
             told=told,
             repeats=repeats,
             split=split,
+            warm_s=PROFILE_WARM_S,
         )
 
     def trainer(self, policy: Policy, work: Work | None) -> "Trainer":

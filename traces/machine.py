@@ -18,6 +18,7 @@ class Host(BaseModel):
     """The host: its memory (0: not limited) and how fast it updates (0: takes no time).
 
     `sum_params_per_s`: gradients of so many parameters it adds to others a second (0: no time).
+    `task_ns`: what it takes to launch an op on a device, whose ops follow no closer than that.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +26,7 @@ class Host(BaseModel):
     memory_bytes: Count = 0
     optimizer_params_per_s: Count = 0
     sum_params_per_s: Count = 0
+    task_ns: Count = 0
 
 
 class Device(BaseModel):

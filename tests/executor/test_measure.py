@@ -1,5 +1,6 @@
 """The trace that is measured: kinds of layers, bytes, parts of backward, layers without memory."""
 
+import gc
 import time
 from typing import Any
 
@@ -233,3 +234,24 @@ def test_a_trace_of_times_alone_trains_the_same(policy: roundel.Policy) -> None:
         toy.blocks(), nn.functional.mse_loss, batches, policy, trace=make_trace(8), race=1
     )
     assert got[0] == pytest.approx(expected[0], abs=1e-12)
+
+
+def test_nothing_stays_in_memory_when_layers_have_been_measured() -> None:
+    layers = Layers(decoder_layers(SHAPE))
+    tokens = torch.randint(SHAPE.vocabulary, (2, 8))
+
+    def tensors() -> int:
+        return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+
+    def measure() -> None:
+        measure_layers(layers, token_loss, tokens, tokens, torch.device("cpu"), split=True)
+
+    measure()
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        measure()
+        assert tensors() == before
+    finally:
+        gc.enable()

@@ -26,6 +26,7 @@ def test_virtual_devices_share_the_link_to_the_host() -> None:
     # Anything between a hundredth and a hundred times of what machines do.
     assert all(2**27 < link.bytes_per_s < 2**43 for link in machine.links)
     assert 10**6 < machine.host.optimizer_params_per_s < 10**12
+    assert 10**2 < machine.host.task_ns < 10**8
     simulation = roundel.simulate(
         "qwen3-1.7b-rtx4090", "round-robin", microbatches=6, machine=machine
     )
