@@ -72,23 +72,11 @@ class Case:
         }
         if self.optimizer == "AdamW":
             return partial(torch.optim.AdamW, **same)
-        optimizers = import_module("torchao.optim")
-        kind = getattr(optimizers, self.optimizer)
+        same["bf16_stochastic_round"] = self.stochastic
         if self.wide_tables:
-            kind = type(kind.__name__, (kind,), {"_subclass_zeros": _zeros(kind, vocabulary)})
-        return partial(kind, **same, bf16_stochastic_round=self.stochastic)
-
-
-def _zeros(kind: Any, vocabulary: int) -> Any:
-    """What makes torchao's empty states, but 8-bit ones for tables with a row a token."""
-    eight = import_module("torchao.optim").AdamW8bit._subclass_zeros
-
-    def zeros(weight: Tensor, signed: bool, block_size: int) -> Tensor:
-        if weight.shape[0] == vocabulary:
-            return eight(weight, signed, 256)  # type: ignore[no-any-return]
-        return kind._subclass_zeros(weight, signed, block_size)  # type: ignore[no-any-return]
-
-    return staticmethod(zeros)
+            wide = import_module("roundel.executor.low_bit").AdamW4bit
+            return partial(wide, **same, table_rows=vocabulary)
+        return partial(getattr(import_module("torchao.optim"), self.optimizer), **same)
 
 
 REFERENCE = "float32"

@@ -11,7 +11,7 @@ from .layers import Layers
 MOST = 2**27
 """A weight with more elements is updated in slices."""
 
-BY_ELEMENT = ("torch.optim", "torchao.optim")
+BY_ELEMENT = ("torch.optim", "torchao.optim", f"{__package__}.low_bit")
 """Packages whose optimizers update each element, or block of a row, by itself."""
 
 NOT_BY_ELEMENT = ("Adafactor", "Muon", "LBFGS")
@@ -21,7 +21,8 @@ NOT_BY_ELEMENT = ("Adafactor", "Muon", "LBFGS")
 class Slices:
     """The parameters that an optimizer has: the layers' own, or instead of a large one its slices.
 
-    The optimizer's groups are changed so, before it has any state.
+    The optimizer's groups are changed so, before it has any state. Of a slice, `all_rows` says how
+    many rows the whole has.
     """
 
     def __init__(self, layers: Layers, optimizer: Optimizer) -> None:
@@ -31,9 +32,10 @@ class Slices:
             return
         for _, each in layers.named_parameters():
             if each.requires_grad and each.ndim >= 2 and each.numel() > MOST:
-                self._of[each] = [
-                    nn.Parameter(part) for part in torch.split(each.data, _rows(each))
-                ]
+                parts = torch.split(each.data, _rows(each))
+                self._of[each] = [nn.Parameter(part) for part in parts]
+                for part in self._of[each]:
+                    part.all_rows = each.shape[0]  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["params"] = [part for each in group["params"] for part in self.of(each)]
 
@@ -72,5 +74,5 @@ def _rows(parameter: Tensor) -> int:
 def is_by_element(optimizer: Optimizer) -> bool:
     """Whether an optimizer may be given slices of weights."""
     kind = type(optimizer)
-    known = kind.__module__.startswith(tuple(f"{each}." for each in BY_ELEMENT))
+    known = f"{kind.__module__}.".startswith(tuple(f"{each}." for each in BY_ELEMENT))
     return known and kind.__name__ not in NOT_BY_ELEMENT

@@ -74,3 +74,17 @@ def test_a_checkpoint_has_them_and_training_goes_on_bitwise(tmp_path: Path) -> N
         losses = [third.step(*batch).loss for batch in batches[2:]]
     if toy.DEVICE == "cpu":
         assert losses == expected[2:]
+
+
+def test_slices_of_a_table_have_states_of_eight_bits() -> None:
+    toy.torchao_optimizers()
+    from roundel.executor.low_bit import AdamW4bit
+
+    layers = [nn.Embedding(1024, 8), nn.Linear(8, 512), nn.Linear(512, 8)]
+    optimizer = AdamW4bit(nn.Sequential(*layers).parameters(), table_rows=1024)
+    slices.MOST = 4096
+    made = slices.Slices(roundel.Layers(layers), optimizer)
+    table, *others = made.of(layers[0].weight), made.of(layers[1].weight)
+    assert [each.shape for each in table] == [(512, 8)] * 2
+    found = [optimizer._new_buffer(each, True).codes for part in (table, *others) for each in part]
+    assert [each.numel() for each in found] == [4096, 4096, 2048]
