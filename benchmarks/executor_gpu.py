@@ -12,7 +12,7 @@ import json
 import platform
 import sys
 import time
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from roundel.analysis.loss_picture import draw_losses
 from roundel.analysis.metrics import measure
 from roundel.analysis.timeline_picture import draw_timeline
 from roundel.executor.decoder import decoder_layers
+from roundel.executor.measure_machine import measure_machine
+from roundel.executor.places import find_devices, memory_limits
 from roundel.executor.token_loss import token_loss
+from roundel.traces.machine import Machine
 from roundel.traces.shapes import DecoderShape
 
 SHAPE = DecoderShape(
@@ -75,10 +78,18 @@ def make_trainer(
         policy=policy,
         optimizer=optimizer,
         devices=arguments.devices.split(","),
-        microbatches=8,
+        microbatches=arguments.microbatches,
         memory_limit=arguments.memory,
+        machine=machine_of(arguments.devices),
         **options,
     )
+
+
+@lru_cache
+def machine_of(devices: str) -> Machine:
+    """Links and rates, measured once."""
+    places = find_devices(devices.split(","))
+    return measure_machine(places, memory_limits(places, 0), torch.optim.AdamW, torch.bfloat16)
 
 
 def plain_gradients(batch: tuple[Tensor, Tensor], device: str) -> dict[str, Tensor]:
@@ -110,7 +121,9 @@ def gradient_error(
     return worst
 
 
-def plain_training(batches: list[tuple[Tensor, Tensor]], device: str) -> list[float]:
+def plain_training(
+    batches: list[tuple[Tensor, Tensor]], device: str, microbatches: int
+) -> list[float]:
     """Losses of plain PyTorch in bf16 with float32 masters, one batch at a time."""
     masters = nn.Sequential(*make_layers()).to(device)
     model = copy.deepcopy(masters).bfloat16()
@@ -119,10 +132,11 @@ def plain_training(batches: list[tuple[Tensor, Tensor]], device: str) -> list[fl
     for inputs, targets in batches:
         model.zero_grad()
         total = 0.0
-        for x, y in zip(inputs.to(device).chunk(8), targets.to(device).chunk(8), strict=True):
-            loss = token_loss(model(x), y) / 8
+        parts = (each.to(device).chunk(microbatches) for each in (inputs, targets))
+        for x, y in zip(*parts, strict=True):
+            loss = token_loss(model(x), y) / microbatches
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         for master, each in zip(masters.parameters(), model.parameters(), strict=True):
             master.grad = each.grad.float()  # type: ignore[union-attr]
         steps.step()
@@ -169,6 +183,7 @@ def main() -> None:
     parser.add_argument("--devices", default="cuda:0,cuda:0")
     parser.add_argument("--memory", default="24GiB")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--policies", help="some of them, with semicolons between")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -185,7 +200,7 @@ def main() -> None:
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     batches = text_batches(arguments.steps, batch=32, sequence=256)
     reference = plain_gradients(batches[0], first)
-    curves = {"plain PyTorch": plain_training(batches, first)}
+    curves = {"plain PyTorch": plain_training(batches, first, arguments.microbatches)}
     results: dict[str, Any] = {}
     print(
         f"{'policy':36} {'grad f32':>9} {'grad bf16':>9} {'last 20':>8} {'tokens/s':>9} {'GiB':>6}"
