@@ -163,7 +163,7 @@ class Trainer:
         self.devices = [_numbered(torch.device(device)) for device in devices]
         self.microbatches = microbatches
         self.memory_limit = parse_bytes(memory_limit)
-        self.host_memory_limit = parse_bytes(host_memory_limit)
+        self.host_memory_limit = parse_bytes(host_memory_limit, "host memory")
         self.trace, self.machine = trace, machine
         self.step_number = 0
         self.masters = Masters(self.layers, optimizer, parameter_groups)

@@ -216,6 +216,7 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"train.warmup: must be fewer than the {train.steps} steps")
     try:
         parse_bytes(train.memory)
+        parse_bytes(train.host_memory, "host memory")
     except InputError as error:
         raise InputError(f"train.{error}") from None
     policy = config.policy.name

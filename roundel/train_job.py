@@ -146,7 +146,7 @@ class Job:
             compute=dtype_of(part.compute_dtype),
             autocast=dtype_of(part.autocast),
             updates_on=[place] if place else ("host", "device"),
-            host_memory_bytes=parse_bytes(train.host_memory) or host_memory(),
+            host_memory_bytes=parse_bytes(train.host_memory, "host memory") or host_memory(),
             name=_short(part.name),
             told=told,
             repeats=repeats,

@@ -32,6 +32,20 @@ def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: P
     assert err.count("\n") == 1
 
 
+def test_what_the_host_lacks_is_said_before_the_first_step(
+    capsys: pytest.CaptureFixture[str], text: Path
+) -> None:
+    line = f"{SMALL.format(text=text)} --policy round-robin --devices 1 --host-memory"
+    code, _, err = run(capsys, f"{line} 100KB")
+    assert code == 2
+    assert err.startswith("roundel: this plan cannot fit: host would need ")
+    assert "; use bf16 weights with states of few bits" in err
+    assert err.count("\n") == 1
+    code, _, err = run(capsys, f"{line} much")
+    assert (code, err.count("\n")) == (2, 1)
+    assert 'host memory: write bytes, or a size such as "24GiB"' in err
+
+
 def test_a_layer_that_fails_is_one_line_with_its_name_and_microbatch(
     capsys: pytest.CaptureFixture[str], models: Path, text: Path
 ) -> None:
