@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # A terminal that cannot show a sign shows another one instead.
         sys.stdout.reconfigure(errors="replace")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        # Before torch is imported: under a cap, gaps between segments of fixed size are memory lost.
+        # Before torch is imported. Under a cap, gaps between fixed segments are memory lost.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         code = app(arguments, standalone_mode=False)
