@@ -33,7 +33,7 @@ POLICIES = [
 
 def make(layers: Any, policy: roundel.Policy, devices: int = 3, **options: Any) -> Trainer:
     arguments = {"loss_fn": mse, "optimizer": toy.ADAMW, "microbatches": 4} | options
-    return Trainer(layers, policy=policy, devices=[toy.DEVICE] * devices, **arguments)
+    return Trainer(layers, policy=policy, devices=toy.devices(devices), **arguments)
 
 
 def steps(trainer: Trainer, batches: toy.Batches) -> list[float]:

@@ -239,7 +239,7 @@ def test_parameter_groups_and_a_scheduler() -> None:
         mse,
         policy=roundel.RoundRobin(**toy.CUTS),
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=3,
         parameter_groups=groups,
     ) as trainer:
@@ -262,7 +262,7 @@ def test_an_update_in_the_background_has_the_rate_of_its_own_step() -> None:
             mse,
             policy=roundel.RoundRobin(**toy.CUTS, optimizer="stale"),
             optimizer=toy.ADAMW,
-            devices=[toy.DEVICE] * 2,
+            devices=toy.devices(2),
             microbatches=3,
         ) as trainer:
             toy.make_races_likely(trainer, seed=3, most_s=0.01)
@@ -333,7 +333,7 @@ def test_evaluation_uses_the_newest_weights_and_no_dropout() -> None:
         mse,
         policy=roundel.RoundRobin(**toy.CUTS, optimizer="stale"),
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=2,
     ) as trainer:
         for _ in range(3):

@@ -49,7 +49,7 @@ def make(layers: list[nn.Module], policy: roundel.Policy, **options: object) -> 
         layers,
         mse,
         policy=policy,
-        devices=[toy.DEVICE] * 3,
+        devices=toy.devices(3),
         microbatches=4,
         **options,  # type: ignore[arg-type]
     )

@@ -43,7 +43,7 @@ def test_steps_share_the_memory() -> None:
         nn.functional.mse_loss,
         policy=roundel.RoundRobin(**toy.CUTS, activations="host"),
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=2,
     ) as trainer:
         for batch in toy.vectors(4, size=8):

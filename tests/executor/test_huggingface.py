@@ -104,7 +104,7 @@ def train(
         causal_lm_loss,
         policy=policy,
         optimizer=SGD,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=3,
         **options,
     ) as trainer:

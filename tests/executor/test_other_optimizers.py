@@ -77,7 +77,7 @@ def test_eight_bit_states_and_stochastic_rounding_follow_float32(tmp_path: Path)
             token_loss,
             policy=roundel.RoundRobin(partition=(4,), backward_partition=(2, 2, 2)),
             optimizer=optimizer,  # type: ignore[arg-type]
-            devices=[toy.DEVICE] * 2,
+            devices=toy.devices(2),
             microbatches=2,
             seed=0,
         )

@@ -32,7 +32,7 @@ def make(layers: list[nn.Module], policy: roundel.Policy) -> Trainer:
         mse,
         policy=policy,
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=4,
     )
 

@@ -42,7 +42,7 @@ def test_training_is_the_same(policy: roundel.Policy) -> None:
 
 
 def trainer(optimizer: object = toy.ADAMW, **options: object) -> Trainer:
-    arguments = {"policy": ON_DEVICE, "devices": [toy.DEVICE] * 2, "microbatches": 2, **options}
+    arguments = {"policy": ON_DEVICE, "devices": toy.devices(2), "microbatches": 2, **options}
     return Trainer(toy.blocks(), mse, optimizer=optimizer, **arguments)  # type: ignore[arg-type]
 
 

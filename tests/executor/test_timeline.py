@@ -27,7 +27,7 @@ def one_step(policy: roundel.Policy, steps: int = 1) -> tuple[Timeline, Timeline
         mse,
         policy=policy,
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 3,
+        devices=toy.devices(3),
         microbatches=4,
     ) as trainer:
         for batch in toy.vectors(steps=steps):
@@ -99,7 +99,7 @@ def test_tokens_per_second_are_those_of_the_whole_step() -> None:
         mse,
         policy=roundel.GPipe(),
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=2,
     ) as trainer:
         result = trainer.step(*toy.vectors(size=10)[0])

@@ -58,7 +58,7 @@ def test_nothing_moves_on_the_host_from_step_to_step(optimizer: str, dtype: torc
         lambda output, target: mse(output, target.to(output.dtype)),
         policy=policy,
         optimizer=toy.ADAMW,
-        devices=[toy.DEVICE] * 2,
+        devices=toy.devices(2),
         microbatches=2,
         compute_dtype=compute,
     ) as trainer:

@@ -18,8 +18,11 @@ from roundel.executor.trainer import Trainer
 from roundel.executor.values import moved
 from roundel.traces.machine import ideal_machine
 
-DEVICE = os.environ.get("ROUNDEL_TEST_DEVICE", "cpu")
-"""Where the tests train, and what they compare with; `cuda:0`: virtual devices on one GPU."""
+DEVICES = os.environ.get("ROUNDEL_TEST_DEVICE", "cpu").split(",")
+"""Where the tests train: `cuda:0`, virtual devices on one GPU; `cuda:0,cuda:1`, on both in turn."""
+
+DEVICE = DEVICES[0]
+"""Where the plain training runs that they compare with."""
 
 PLACE = torch.device(DEVICE)
 WIDTH, VOCABULARY = 6, 13
@@ -89,6 +92,11 @@ def tokens(steps: int = 3, size: int = 10) -> Batches:
     return [(draw(), draw()) for _ in range(steps)]
 
 
+def devices(count: int) -> list[str]:
+    """So many devices to train on."""
+    return (DEVICES * count)[:count]
+
+
 def plain(
     layers: list[nn.Module],
     loss_fn: Callable[[Any, Any], Tensor],
@@ -151,7 +159,7 @@ def train(
         layers,
         loss_fn,
         policy=policy,
-        devices=[DEVICE] * devices,
+        devices=(DEVICES * devices)[:devices],
         microbatches=microbatches,
         **options,
     ) as trainer:

@@ -23,7 +23,7 @@ from roundel.traces.kineto_ranges import LAYERS, layer_ranges
 from . import profiles
 from .profiles import ENGINE, MAIN, Block, Handmade, one_step
 
-DEVICE = os.environ.get("ROUNDEL_TEST_DEVICE", "cpu")
+DEVICE = os.environ.get("ROUNDEL_TEST_DEVICE", "cpu").split(",")[0]
 ON_GPU = DEVICE.startswith("cuda")
 THREE = ["layer.0", "layer.1", "layer.2"]
 
