@@ -12,7 +12,7 @@ Size = Callable[[int], str]
 def misfit(curve: MemoryCurve, plan: Plan, size: Size) -> str:
     """One line on a memory that is too small for a plan; `size` writes a number of bytes."""
     holders = ", ".join(f"{what} {size(nbytes)}" for what, nbytes in curve.holders)
-    advice = _for_the_host(plan) if curve.name == HOST else _for_a_device(plan)
+    advice = _for_the_host(curve, plan) if curve.name == HOST else _for_a_device(plan)
     return (
         f"{curve.name} would need {size(curve.peak_bytes)} of {size(curve.limit_bytes)} "
         f"({holders}); use {', '.join(advice)}"
@@ -32,12 +32,20 @@ def _for_a_device(plan: Plan) -> list[str]:
     return advice
 
 
-def _for_the_host(plan: Plan) -> list[str]:
-    advice = ["bf16 weights with states of few bits (torchao.optim.AdamW8bit), or LoRA"]
+_LARGE = 0.1
+"""What holds a smaller part of a memory than this is not worth advice."""
+
+
+def _for_the_host(curve: MemoryCurve, plan: Plan) -> list[str]:
+    large = {what for what, nbytes in curve.holders if nbytes > _LARGE * curve.peak_bytes}
+    every = {
+        "optimizer state": "states of fewer bits (torchao.optim.AdamW8bit with bf16 weights), LoRA",
+        "gradients": "updates on the device, which keep up (optimizer_on device)",
+        "boundary activations": "fewer samples a step, whose boundary activations wait there",
+        "weights": "resident weights on more devices",
+    }
     if plan.optimizer == "stale":
-        advice.append("a synchronous optimizer, which needs one copy of the weights less")
-    if plan.activations == "host":
-        advice.append("fewer samples a step, whose boundary activations wait there")
-    if plan.weights == "streamed":
-        advice.append("resident weights on more devices")
-    return advice
+        every["weights"] = "a synchronous optimizer, which needs one copy of the weights less"
+    if plan.optimizer_on == "device":
+        every.pop("gradients")
+    return [advice for what, advice in every.items() if what in large] or ["more host memory"]
