@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from what_fits_picture import Point, draw
-from what_fits_traces import MODELS, trace_of
+from what_fits_traces import MODELS, trace_of, with_low_bit_states
 
 import roundel
 from roundel.api import simulate_work
@@ -32,12 +32,15 @@ MOST = 128 * K
 class Case:
     """One model trained in one way. `rank` 0: fully; `reserve`: bytes of the GPU left alone.
 
+    `low_bit`: bf16 weights without masters and states of four bits, which pass through the GPU;
+    else float32 masters and states on the host, with gradients that are clipped together.
     `head_in_loss`: the loss makes the logits, in parts; else all exist at once, and so does their
     gradient. `hugging_face`: blocks are its modules, else ones that fused kernels compute.
     """
 
     model: str
     rank: int = 0
+    low_bit: bool = False
     head_in_loss: bool = True
     hugging_face: bool = True
     devices: int = 1
@@ -59,8 +62,8 @@ class Outcome:
 def outcome(case: Case, context: int) -> Outcome:
     """Round-robin's own plan where that fits the GPU, else one layer a visit, the least there is.
 
-    A microbatch is one sequence, a step one round; gradients are clipped together, so that all
-    wait on the host. Raises InputError for sizes out of range.
+    A microbatch is one sequence, a step one round; gradients that are clipped together all wait on
+    the host. Raises InputError for sizes out of range.
     """
     least = simulated(case, context, size=1)
     own = simulated(case, context) if least.fits else least
@@ -95,8 +98,11 @@ def longest(case: Case) -> int:
 def simulated(case: Case, context: int, size: int = 0) -> Outcome:
     """A step with `size` blocks a visit and the head alone, or (0) with round-robin's own cut."""
     trace = trace_of(case.model, context, case.rank, case.head_in_loss, case.hugging_face)
-    work = roundel.Work(trace, _machine(case), case.microbatches)
     policy = roundel.RoundRobin(round_size=case.microbatches, clip=True)
+    if case.low_bit:
+        trace = with_low_bit_states(trace, case.model)
+        policy = replace(policy, clip=False, optimizer_on="device")
+    work = roundel.Work(trace, _machine(case), case.microbatches)
     if size:
         count = -(-(work.layers - 1) // size)
         bounds = [(work.layers - 1) * number // count for number in range(count + 1)]
@@ -150,7 +156,8 @@ def longest_rows(cases: Sequence[Case]) -> list[list[str]]:
 
 
 def _names(case: Case) -> list[str]:
-    return [case.model, f"LoRA, rank {case.rank}" if case.rank else "fully"]
+    fully = "fully, 4-bit states" if case.low_bit else "fully"
+    return [case.model, f"LoRA, rank {case.rank}" if case.rank else fully]
 
 
 def _cell(case: Case, context: int) -> str:
@@ -183,9 +190,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def lines(cases: Sequence[Case]) -> dict[str, dict[str, list[Point]]]:
-    """For full training and for LoRA a line a model: enough host memory, and the context then."""
+    """For each way of training a line a model: enough host memory, and the context then."""
     panels: dict[str, dict[str, list[Point]]] = {}
-    for case in cases:
+    for case in sorted(cases, key=lambda each: (each.rank, each.low_bit)):
         model, trained = _names(case)
         panels.setdefault(f"trained: {trained}", {})[model] = _line(case)
     return panels
@@ -227,13 +234,16 @@ def main(words: list[str] | None = None) -> None:
         Case(
             model,
             rank,
+            low_bit,
             devices=chosen.devices,
             microbatches=chosen.microbatches,
             reserve=round(chosen.reserve * GIB),
             host_rate=chosen.host_optimizer_rate,
         )
         for model in _models(chosen.models)
-        for rank in (0, chosen.lora_rank)
+        for rank, low_bit in ((0, False), (0, True), (chosen.lora_rank, False))
+        # What layers share cannot pass through a GPU with one of them.
+        if not (low_bit and MODELS[model]["tie_word_embeddings"])
     ]
     table = markdown if chosen.markdown else plain
     print(table(memory_rows(cases)), end="\n\n")

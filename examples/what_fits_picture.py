@@ -28,24 +28,23 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str | Path, 
     png, svg or pdf by the suffix of `path`; raises InputError for a wrong path.
     """
     path = picture_path(path)
-    page = Page.blank(1000, 500)
+    page = Page.blank(40 + 480 * max(2, len(panels)), 500)
     page.text(14, 14, title, 18, weight="bold")
     about = "simulated; a dot: the GPU's 24 GiB are full there, and more host memory does not help"
     page.text(14, 41, about, 14, color="#333333")
+    names = dict.fromkeys(name for models in panels.values() for name in models)
+    colours = dict(zip(names, COLOURS, strict=False))
     for number, (name, models) in enumerate(panels.items()):
         left = 80 + 480 * number
         page.text(left, 82, name, 15)
         axes = page.axes(left, 110, 405, 310)
         _frame(axes)
-        for line, colour in zip(models.values(), COLOURS, strict=False):
+        for model, line in models.items():
+            colour = colours[model]
             axes.plot([each.host for each in line], [each.context for each in line], c=colour, lw=2)
             for end in (each for each in line if each.ends):
                 axes.plot(end.host, end.context, "o", c=colour, ms=6)
-    names = next(iter(panels.values()))
-    handles = [
-        Line2D([], [], color=colour, lw=2, label=name)
-        for name, colour in zip(names, COLOURS, strict=False)
-    ]
+    handles = [Line2D([], [], color=colour, lw=2, label=name) for name, colour in colours.items()]
     page.legend(80, 474, handles, columns=len(COLOURS))
     save(page.figure, path)
 

@@ -52,6 +52,26 @@ def trace_of(
     return trace.model_copy(update={"layers": (*blocks, head)})
 
 
+def with_low_bit_states(trace: roundel.Trace, model: str) -> roundel.Trace:
+    """The trace with the states of `roundel.executor.low_bit.AdamW4bit` in the place of float32's.
+
+    Two moments of half a byte and a scale every 128, of embedding and head of a byte and one every
+    256. An update needs 24 bytes a parameter of room, for a slice of at most 2^27.
+    """
+    shape = read_config(MODELS[model]).shape
+    table = shape.vocabulary * shape.hidden
+    layers = []
+    for number, each in enumerate(trace.layers):
+        ends = table if number in (0, len(trace.layers) - 1) and each.tied_to is None else 0
+        others = each.params_to_update - ends
+        few = {
+            "optimizer_bytes": round((1 + 8 / 128) * others + (2 + 8 / 256) * ends),
+            "update_workspace_bytes": 24 * min(2**27, max(ends, shape.hidden * shape.ffn)),
+        }
+        layers.append(each.model_copy(update=few))
+    return trace.model_copy(update={"layers": tuple(layers)})
+
+
 def module_bytes(shape: DecoderShape) -> int:
     """Bytes a token that a block of Hugging Face's modules keeps beyond `block_saved_bytes`.
 
