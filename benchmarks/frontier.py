@@ -119,7 +119,7 @@ def fits(arguments: argparse.Namespace, sequence: int) -> bool:
 
 def longest(arguments: argparse.Namespace) -> int:
     """The longest context that fits, from the one that was asked for on."""
-    low, high = arguments.sequence // STRIDE, arguments.most // STRIDE + 1
+    low, high = max(1, arguments.sequence // STRIDE), arguments.most // STRIDE + 1
     start = time.perf_counter()
     while high - low > 1:
         middle = (low + high) // 2

@@ -3,7 +3,8 @@
 `FOLDER/step-00000010/` holds the state after ten steps:
 
     model.safetensors   the masters of all weights, and persistent buffers, by the model's names
-    optimizer.pt        the optimizer's state and groups, by the same names
+    optimizer.pt        the optimizer's state and groups, by the same names; of a very large weight
+                        that is updated in slices by `name[row:]`, a slice's first row
     older.safetensors   in stale mode only: the weights that the next step still works on
     rng.pt              the process's random numbers: torch's, CUDA's, Python's and NumPy's
     trainer.json        step, seed, versions, and size and checksum of each of the other files

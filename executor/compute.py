@@ -76,11 +76,11 @@ class Randomness:
             yield
 
 
-def _root(output: Tensor) -> Root | None:
+def _root(output: Tensor, is_loss: bool) -> Root | None:
     """Of a loss itself, which needs no gradient given; of an output without a graph none."""
     if not output.requires_grad:
         return None
-    return get_gradient_edge(output) if output.ndim else output
+    return output if is_loss else get_gradient_edge(output)
 
 
 def layer_seed(seed: int, layer: int, step: int, microbatch: int) -> int:
@@ -130,15 +130,20 @@ class Computer:
         value: Value,
         finish: Callable[[Value], Value],
         defer: bool,
+        is_loss: bool,
     ) -> tuple[Graph, Value]:
-        """Run and keep the graph; `finish` makes the last output, such as the loss of it."""
+        """Run and keep the graph; `finish` makes the last output, such as the loss of it.
+
+        `is_loss`: backward starts from that output, without a gradient given.
+        """
         needs = op.first > 0 and self._needs_gradient[op.first - 1]
         leaves = as_leaves(value, needs)
         jobs: list[Job] = []
         with torch.enable_grad(), collecting(jobs) if defer else nullcontext():
             (*_, (_, output)) = self._run(op, step, modules, leaves)
             output = finish(output)
-        return Graph(leaves, [_root(each) for each in tensors_of(output)], jobs), output
+        roots = [_root(each, is_loss) for each in tensors_of(output)]
+        return Graph(leaves, roots, jobs), output
 
     def backward(self, graph: Graph, grads: Gradients) -> Gradients:
         """Run the graph backward; returns the gradients of its leaves."""

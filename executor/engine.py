@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..policies.op import Op
 from ..policies.program import LABEL_CODE, Program
+from ..traces.errors import InputError
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
 from .compute import Computer, Graph, Randomness
 from .host_pool import HostPool
@@ -147,6 +148,7 @@ class StepEngine:
     def close(self) -> None:
         """Let go of everything."""
         self._store.clear()
+        self._machinery.waiting.tidy()
 
     # ---- compute
 
@@ -180,7 +182,13 @@ class StepEngine:
                 self._note_loss(op, computer.loss_of(output, self._target(op, device)))
         else:
             graph, output = computer.forward_with_graph(
-                op, self._step, modules, value, self._finish(op, device), self.tables.splits
+                op,
+                self._step,
+                modules,
+                value,
+                self._finish(op, device),
+                self.tables.splits,
+                self._is_last(op),
             )
             self._store.put(Key(SAVED, device, op.first, op.microbatch), graph)
             kept = {op.stop - 1: detached(output)}
@@ -205,6 +213,10 @@ class StepEngine:
 
         def weighted_loss(output: Value) -> Tensor:
             loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
+            if loss.ndim:
+                raise InputError(
+                    f"loss_fn: must return a mean, without dimensions; got {tuple(loss.shape)}"
+                )
             loss = loss * self._parts[op.microbatch]
             self.losses[op.microbatch] = loss.detach()
             return loss
@@ -287,7 +299,7 @@ class StepEngine:
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
-            machinery.transit.up(layer, machinery.devices[device])
+            machinery.transit.up(layer, machinery.devices[device], machinery.streams[device])
 
     def _upload_weights(self, task: int, device: int, layer: int) -> None:
         machinery = self._machinery

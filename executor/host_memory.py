@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ def host_bytes(nbytes: int, pin: bool) -> Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=pin)
     pages = _Pages(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # Not every kernel has them.
+            pages.madvise(mmap.MADV_HUGEPAGE)
     flat = torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
     if not pin:
         return flat

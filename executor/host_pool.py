@@ -21,6 +21,7 @@ class HostPool:
         self._pin = pin
         self._free: dict[int, deque[tuple[Tensor, Mark]]] = defaultdict(deque)
         self._used: dict[int, Tensor] = {}
+        self._wanted: set[int] = set()
         self._lock = threading.Lock()
 
     def copy(self, value: Value) -> Value:
@@ -36,6 +37,7 @@ class HostPool:
 
     def _place(self, nbytes: int) -> Tensor:
         with self._lock:
+            self._wanted.add(nbytes)
             free = self._free[nbytes]
             flat, mark = free.popleft() if free else (None, None)
         if mark is not None:
@@ -51,3 +53,11 @@ class HostPool:
             if flat is not None:
                 with self._lock:
                     self._free[len(flat)].append((flat, mark))
+
+    def tidy(self) -> None:
+        """Let go of the sizes that were not asked for since this was called before."""
+        with self._lock:
+            for nbytes in self._free.keys() - self._wanted:
+                for _, mark in self._free.pop(nbytes):
+                    mark.block()
+            self._wanted.clear()

@@ -24,7 +24,8 @@ class Masters:
     """One torch optimizer over all parameters, stepped layer by layer.
 
     The optimizer's own `param_groups` and `state` are the user's to read and to schedule: each
-    layer's step works on the same state, with the hyperparameters of when the whole step began.
+    layer's step works on the same state, with the hyperparameters of when the whole step began. Of
+    a very large weight they may have its slices instead (`slices.of`).
     """
 
     def __init__(self, layers: Layers, factory: OptimizerFactory, groups: Any = None) -> None:
@@ -32,6 +33,9 @@ class Masters:
         trained = {name: each for name, each in layers.named_parameters() if each.requires_grad}
         if not trained:
             raise InputError("layers: no parameter requires a gradient; there is nothing to train")
+        for each in trained.values():
+            # Fused kernels take a weight and its gradient for one as the other lies in memory.
+            each.data = each.data.contiguous()
         self.optimizer = factory(_groups(trained, groups))
         if type(self.optimizer).__name__ == "LBFGS":
             raise InputError("optimizer: LBFGS needs all parameters at once; use another")
@@ -78,7 +82,13 @@ class Masters:
         """Bring all parameters and their optimizer state back to the host."""
         for _, each in self.layers.named_parameters():
             each.data = each.data.cpu()
+        self.bind()
         self.settle()
+
+    def bind(self) -> None:
+        """All slices follow where the parameters are now."""
+        for layer in range(len(self.layers)):
+            self.slices.bind(layer)
 
     def settle(self) -> None:
         """Bring the optimizer's state to where the weights are."""

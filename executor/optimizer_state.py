@@ -54,9 +54,27 @@ class OptimizerFile:
         self._parameters = every_name(masters.layers) | dict(masters.slices.named())
         saved = torch.load(path, map_location="cpu", weights_only=True)
         self._state, self._saved_groups = saved["state"], saved["groups"]
-        mistake = self._mistake()
+        mistake = self._other_slices() or self._mistake()
         if mistake:
             raise InputError(f"{shown(path)}: {mistake}")
+
+    def _other_slices(self) -> str | None:
+        names = [name for group in self._saved_groups for name in group["names"]]
+        here = set().union(*self._groups())
+        for name in names:
+            whole = name if name in self._parameters else name.rpartition("[")[0]
+            if whole == name and f"{name}[0:]" not in self._parameters:
+                continue
+            there = "whole" if whole == name else "in slices"
+            now = "in other slices" if f"{whole}[0:]" in self._parameters else "whole"
+            now = now if there == "in slices" else "in slices"
+            if now == "whole" and id(self._parameters.get(whole)) not in here:
+                return f"{whole!r} was trained there, it is frozen here"
+            return (
+                f"{whole!r} was updated {there} there, {now} here; "
+                "begin with the weights alone: load_weights of the model.safetensors beside it"
+            )
+        return None
 
     def _mistake(self) -> str | None:
         there = set().union(*map(self._key_of_saved, self._saved_groups))

@@ -53,7 +53,10 @@ class Slices:
                 yield f"{name}[{number * _rows(each)}:]", part
 
     def bind(self, layer: int) -> None:
-        """Have the slices of a layer's parameters where these are now, with their gradients."""
+        """Have the slices of a layer's parameters where these are now, with their gradients.
+
+        To be called whenever these have moved, else the slices keep where they were in memory.
+        """
         for each in self._layers.owned_by(layer).values():
             if each in self._of:
                 grads: Sequence[Tensor | None] = [None] * len(self._of[each])

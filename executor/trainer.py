@@ -180,6 +180,7 @@ class Trainer:
         self._closed = False
         self._older: dict[str, torch.Tensor] = {}
         self._shares: dict[torch.device, float] = {}
+        self._failure: BaseException | None = None
         self._poison = False
         self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
 
@@ -261,9 +262,19 @@ class Trainer:
         return load_checkpoint(self, Path(folder))
 
     def flush(self) -> None:
-        """Wait until every update is done. Raises what went wrong in one."""
-        while self._pending:
-            self._finish(*self._pending.pop(0))
+        """Wait until every update is done.
+
+        Raises what went wrong in one, again whenever this is called: the weights are of no use.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            while self._pending:
+                self._finish(*self._pending.pop(0))
+        except BaseException as error:
+            self._failure = error
+            self._abandon()
+            raise
 
     def close(self) -> None:
         """Wait for what runs, end all threads and let go of the devices' memory."""
@@ -409,6 +420,7 @@ class Trainer:
                 )
                 for layer in range(len(self.layers))
             }
+        self.masters.bind()
         return Machinery(
             self.layers,
             self.devices,
@@ -551,11 +563,9 @@ class Trainer:
     def _release(self) -> None:
         """End all threads and bring everything back to the host; a next step starts anew."""
         ready, self._ready = self._ready, None
-        if ready is None:
-            return
-        for thread in ready.threads:
+        for thread in ready.threads if ready else ():
             thread.close()
-        for weights in ready.machinery.weights:
+        for weights in ready.machinery.weights if ready else ():
             weights.clear()
         self._programs.clear()
         self.masters.to_host()

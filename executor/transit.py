@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .host_memory import host_bytes
 from .layers import Layers, WeightCopy
 from .masters import HostCopies, Masters
+from .streams import Stream
 
 
 class Transit:
@@ -24,17 +25,30 @@ class Transit:
         self._homes: dict[nn.Parameter, Tensor] = {}
         self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
 
-    def up(self, layer: int, device: torch.device) -> None:
-        """Bring what an update needs to a device, on the current stream."""
+    def up(self, layer: int, device: torch.device, reader: Stream) -> None:
+        """Bring what an update needs to a device, on the current stream; `reader` updates."""
+
+        def sent(part: Tensor) -> Tensor:
+            copy = part.to(device, non_blocking=True, copy=True)
+            reader.reads(copy)
+            return copy
+
         for name, each in self._trained(layer).items():
-            self._homes[each] = each.data
+            self._homes[each] = self._at_home(each.data)
             if name not in self._copies[layer].lent:
-                each.data = _sent(each.data, device)
+                each.data = sent(self._homes[each])
             for part in self._masters.slices.of(each):
                 states = self._masters.optimizer.state.get(part, {})
-                self._states[part] = self._masters.large_states(part)
+                large = self._masters.large_states(part).items()
+                self._states[part] = {key: _rebuilt(value, self._at_home) for key, value in large}
                 for key, value in self._states[part].items():
-                    states[key] = _rebuilt(value, lambda inner: _sent(inner, device))
+                    states[key] = _rebuilt(value, sent)
+
+    def _at_home(self, part: Tensor) -> Tensor:
+        """A tensor where it will stay on the host, in memory that a device can copy from."""
+        if not self._pin or part.is_pinned():
+            return part
+        return _place_for(part, self._pin).copy_(part)
 
     def take(self, layer: int, weights: WeightCopy) -> None:
         """Have a visit's copy of the weights updated, where the masters lie in its source."""
@@ -64,14 +78,11 @@ class Transit:
             each.data = self._homes.pop(each)
             for part in self._masters.slices.of(each):
                 self._masters.optimizer.state.get(part, {}).update(self._states.pop(part))
+        self._masters.slices.bind(layer)
 
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)
         return {name: each for name, each in owned.items() if each.requires_grad}
-
-
-def _sent(part: Tensor, device: torch.device) -> Tensor:
-    return part.to(device, non_blocking=True, copy=True)
 
 
 def _returned(value: Tensor, home: Tensor | None, pin: bool) -> Tensor:

@@ -20,16 +20,18 @@ def misfit(curve: MemoryCurve, plan: Plan, size: Size) -> str:
 
 
 def _for_a_device(plan: Plan) -> list[str]:
+    ops = [op for device in plan.devices for op in device]
     advice = ["fewer samples or shorter sequences a microbatch"]
-    if plan.weights == "resident":
-        if not any(op.kind == "R" for ops in plan.devices for op in ops):
-            advice.insert(0, "recompute")
-        advice += ["more devices or a finer cut", "streamed weights (round-robin)"]
-    elif plan.activations == "device":
-        advice.append("activations on the host")
-    else:
+    if any(op.stop - op.first > 1 for op in ops):
         advice.append("a finer cut")
-    return advice
+    if plan.weights == "streamed":
+        advice += ["activations on the host"] if plan.activations == "device" else []
+        advice += (
+            ["updates on the host (optimizer_on host)"] if plan.optimizer_on == "device" else []
+        )
+        return advice
+    recompute = [] if any(op.kind == "R" for op in ops) else ["recompute"]
+    return [*recompute, *advice, "more devices", "streamed weights (round-robin)"]
 
 
 _LARGE = 0.1

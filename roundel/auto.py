@@ -90,7 +90,7 @@ def choose(
         except InputError as error:
             refused[name] = str(error)
     comparison = Comparison(tuple(simulations), refused)
-    report.print_comparison(console, comparison, [])
+    report.print_comparison(console, comparison, [], misfits=False)
     if comparison.winner is None:
         raise InputError(f"policy auto: none fits the memory{_nearest(comparison)}")
     return comparison.winner

@@ -104,8 +104,13 @@ def print_simulation(console: Console, simulation: Simulation) -> None:
     _print_misfits(console, simulation)
 
 
-def print_comparison(console: Console, comparison: Comparison, written: list[Path]) -> None:
-    """The table, the winner and by how much, who cannot run and why, and where the pictures are."""
+def print_comparison(
+    console: Console, comparison: Comparison, written: list[Path], misfits: bool = True
+) -> None:
+    """The table, the winner and by how much, who cannot run and why, and where the pictures are.
+
+    `misfits`: say of each policy that does not fit what it is that does not.
+    """
     if comparison.simulations:
         work = comparison.simulations[0].work
         console.print(
@@ -120,7 +125,7 @@ def print_comparison(console: Console, comparison: Comparison, written: list[Pat
     for name, reason in comparison.refused.items():
         console.print(f"{name} cannot run: {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(verdict(comparison), highlight=False, soft_wrap=True, markup=False)
-    for simulation in comparison.simulations:
+    for simulation in comparison.simulations if misfits else ():
         _print_misfits(console, simulation)
     if written:
         where = f"pictures: {written[0].parent}/"

@@ -104,7 +104,12 @@ class Job:
         """The policy, and the work that it was chosen for where it was."""
         if self.config.policy.name != AUTO:
             return self.policies[self.config.policy.name], None
-        about = {"devices": list(map(str, self.devices)), "microbatches": self.microbatches}
+        about = {
+            "devices": list(map(str, self.devices)),
+            "microbatches": self.microbatches,
+            "memory": self.config.train.memory,
+            "host_memory": self.config.train.host_memory,
+        }
         written = self.folder / CHOICE if self.folder else None
         if written and self.config.checkpoint.resume:
             before = load_choice(written, about)

@@ -1,14 +1,18 @@
 """Training by a policy is plain training: losses and weights equal to the last bits of float64."""
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import roundel
+from roundel.executor.compute import Computer, Randomness
 from roundel.executor.trainer import Trainer
+from roundel.policies.op import Op
 from roundel.policies.streamed import Streamed
 
 from . import toy
@@ -341,3 +345,64 @@ def test_evaluation_uses_the_newest_weights_and_no_dropout() -> None:
         got = trainer.evaluate(inputs, targets)
     model = nn.Sequential(*layers).eval()
     assert got == pytest.approx(mse(model(inputs), targets).item(), abs=1e-12)
+
+
+class AndASize(nn.Module):
+    """Hands on a number, too, that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(toy.WIDTH, toy.WIDTH).double()
+
+    def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        value = self.inner(value)
+        return value, (value**2).mean()
+
+
+class First(nn.Module):
+    """Takes the first of what it gets."""
+
+    def forward(self, values: tuple[Tensor, Tensor]) -> Tensor:
+        return values[0]
+
+
+def test_an_output_that_nothing_uses_gets_no_gradient() -> None:
+    def model() -> list[nn.Module]:
+        torch.manual_seed(2)
+        return [AndASize(), First(), nn.Linear(toy.WIDTH, toy.WIDTH).double(), nn.Identity()]
+
+    batches = toy.vectors(2)
+    got = toy.train(model(), mse, batches, roundel.GPipe(partition=(1, 2, 1)))
+    assert_same(got, toy.plain(model(), mse, batches))
+
+
+def test_a_graph_does_not_keep_its_output_in_memory() -> None:
+    computer = Computer(torch.device("cpu"), mse, Randomness(0), None, [True])
+    layer = nn.Linear(3, 3)
+    op = Op("F", 0, 1, 0)
+    graph, output = computer.forward_with_graph(
+        op, 0, [layer], torch.ones(2, 3), lambda value: value, defer=False, is_loss=False
+    )
+    there = weakref.ref(output)
+    del output
+    gc.collect()
+    assert there() is None
+    computer.backward(graph, [torch.ones(2, 3)])
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad, torch.full((3, 3), 2.0))
+
+
+def test_weights_in_another_order_in_memory() -> None:
+    """Fused kernels on the CPU take a weight and its gradient as they lie there."""
+
+    def model() -> list[nn.Module]:
+        torch.manual_seed(2)
+        first = nn.Linear(toy.WIDTH, toy.WIDTH).double()
+        first.weight.data = first.weight.data.t().contiguous().t()
+        return [first, *toy.blocks(2)]
+
+    fused = partial(torch.optim.AdamW, lr=1e-2, fused=True)
+    batches = toy.vectors(2)
+    expected = toy.plain(model(), mse, batches)
+    for policy in (roundel.OneFOneB(optimizer_on="host"), roundel.GPipe()):
+        assert_same(toy.train(model(), mse, batches, policy, optimizer=fused), expected)

@@ -4,6 +4,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import roundel
 from roundel.executor.trainer import NotANumber, Trainer
+from roundel.executor.transit import Transit
 
 from . import toy
 
@@ -264,4 +267,74 @@ def test_a_plan_that_cannot_fit_is_refused_before_anything_runs() -> None:
     assert "saved activations" in str(caught.value) or toy.DEVICE != "cpu"
     assert not ours()
     with make(toy.blocks(), roundel.GPipe(), memory_limit="1GiB") as trainer:
+        trainer.step(inputs, targets)
+
+
+def test_a_failed_update_is_raised_again_and_nothing_can_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer="stale", optimizer_on="device")
+    trainer = make(toy.blocks(), policy)
+    batch = toy.vectors()[0]
+    trainer.step(*batch)
+    trainer.flush()
+    real = Transit.down
+
+    def down(self: Transit, layer: int, step: int) -> None:
+        time.sleep(0.1)
+        if layer == 1:
+            raise Custom("no luck")
+        real(self, layer, step)
+
+    monkeypatch.setattr(Transit, "down", down)
+    with suppress(Custom):
+        trainer.step(*batch)
+    for _ in range(2):
+        with pytest.raises(Custom, match="no luck"):
+            trainer.state_dict()
+    monkeypatch.setattr(Transit, "down", real)
+    with pytest.raises(roundel.InputError, match="closed"):
+        trainer.save(tmp_path)
+    with pytest.raises(roundel.InputError, match="closed"):
+        trainer.step(*batch)
+    assert not ours()
+
+
+def test_the_cap_on_memory_ends_with_the_trainer_also_where_it_never_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caps: list[tuple[float, torch.device]] = []
+
+    def limit(self: Trainer) -> None:
+        self._shares[torch.device("cpu")] = 0.75
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def cap(*share: object) -> None:
+        caps.append(share)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_limit_cuda_memory", limit)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", cap)
+    with make(toy.blocks(), roundel.GPipe()) as trainer:
+        trainer.step(*toy.vectors()[0])
+        assert not caps
+    assert caps == [(0.75, torch.device("cpu"))]
+    monkeypatch.setattr(Trainer, "_place_residents", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        make(toy.blocks(), roundel.GPipe()).step(*toy.vectors()[0])
+    assert len(caps) == 2
+
+
+def test_a_loss_with_dimensions_is_refused() -> None:
+    inputs, targets = toy.vectors()[0]
+    trainer = Trainer(
+        toy.blocks(),
+        lambda output, target: mse(output, target).reshape(1),
+        policy=roundel.GPipe(partition=(4, 4)),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=2,
+    )
+    with pytest.raises(roundel.InputError, match=r"loss_fn: must return a mean, .* got \(1,\)"):
         trainer.step(inputs, targets)

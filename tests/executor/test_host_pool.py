@@ -53,3 +53,15 @@ def test_steps_share_the_memory() -> None:
         assert not pool._used
         offloads = sum(span.kind == "offload" for span in timeline.spans())
         assert 0 < sum(map(len, pool._free.values())) <= offloads
+
+
+def test_sizes_that_are_not_asked_for_any_more_are_let_go() -> None:
+    pool, mark = HostPool(pin=False), Late()
+    for size in (5, 7):
+        pool.give_back(pool.copy(torch.ones(size)), mark)
+    pool.tidy()
+    assert set(pool._free) == {20, 28}
+    pool.give_back(pool.copy(torch.ones(7)), CpuMark())
+    pool.tidy()
+    assert set(pool._free) == {28}
+    assert mark.waited

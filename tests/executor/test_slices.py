@@ -76,6 +76,63 @@ def test_a_checkpoint_has_them_and_training_goes_on_bitwise(tmp_path: Path) -> N
         assert losses == expected[2:]
 
 
+@pytest.mark.parametrize("policy", [roundel.GPipe(), roundel.RoundRobin(**toy.CUTS), ON_DEVICE])
+def test_slices_lie_where_their_weights_do(policy: roundel.Policy) -> None:
+    """Else they would keep memory that nothing else uses any more."""
+
+    def apart(each: Trainer) -> list[str]:
+        found = []
+        for name, weight in each.layers.named_parameters():
+            ends = {weight.data_ptr(), weight.data_ptr() + weight.nbytes}
+            parts = each.masters.slices.of(weight)
+            last = parts[-1]
+            if {parts[0].data_ptr(), last.data_ptr() + last.nbytes} != ends:
+                found.append(name)
+        return found
+
+    with trainer(policy=policy) as running:
+        for batch in toy.vectors(2):
+            running.step(*batch)
+            running.flush()
+            assert not apart(running)
+    assert not apart(running)
+
+
+def test_rows_that_do_not_divide() -> None:
+    layer = nn.Linear(toy.WIDTH, 7)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    made = slices.Slices(roundel.Layers([layer]), optimizer)
+    assert [len(each) for each in made.of(layer.weight)] == [2, 2, 2, 1]
+    layer.weight.grad = torch.arange(42.0).view(7, 6)
+    expected = layer.weight.detach() - layer.weight.grad
+    made.bind(0)
+    optimizer.step()
+    assert torch.equal(layer.weight, expected)
+
+
+def test_a_checkpoint_of_other_slices_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trainer() as sliced:
+        sliced.step(*toy.vectors(1)[0])
+        sliced.save(tmp_path / "sliced")
+    frozen = toy.blocks()
+    frozen[0][0].weight.requires_grad_(False)
+    options = {"policy": ON_DEVICE, "devices": toy.devices(2), "microbatches": 2}
+    other = Trainer(frozen, mse, optimizer=toy.ADAMW, **options)  # type: ignore[arg-type]
+    with pytest.raises(roundel.InputError, match=r"'0.0.weight' was trained there, it is frozen"):
+        other.load(tmp_path / "sliced")
+    monkeypatch.setattr(slices, "MOST", 1000)
+    with pytest.raises(roundel.InputError, match=r"updated in slices there, whole here; begin"):
+        trainer().load(tmp_path / "sliced")
+    with trainer() as whole:
+        whole.step(*toy.vectors(1)[0])
+        whole.save(tmp_path / "whole")
+    monkeypatch.setattr(slices, "MOST", 12)
+    with pytest.raises(roundel.InputError, match=r"updated whole there, in slices here"):
+        trainer().load(tmp_path / "whole")
+
+
 def test_slices_of_a_table_have_states_of_eight_bits() -> None:
     toy.torchao_optimizers()
     from roundel.executor.low_bit import AdamW4bit

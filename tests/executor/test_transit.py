@@ -103,3 +103,23 @@ def test_states_of_four_bits_pass_through_a_device() -> None:
     assert got[0] == expected[0]
     for each, other in zip(got[1], expected[1], strict=True):
         assert torch.equal(each, other)
+
+
+def test_what_goes_up_and_what_does_not() -> None:
+    """Masters that lie in what uploads read stay; so does the count of steps."""
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
+    options = {"policy": policy, "devices": toy.devices(1), "microbatches": 1}
+    with Trainer(toy.blocks(), mse, optimizer=toy.ADAMW, **options) as trainer:  # type: ignore[arg-type]
+        trainer.step(*toy.vectors(1)[0])
+        assert trainer._ready is not None
+        machinery = trainer._ready.machinery
+        weight = next(trainer.layers.modules[2].parameters())
+        state = trainer.optimizer.state[weight]
+        at_home = {name: each.data_ptr() for name, each in state.items()}
+        place = weight.data_ptr()
+        machinery.transit.up(2, torch.device(toy.DEVICE), machinery.streams[0])
+        assert weight.data_ptr() == place
+        up = {name for name, each in state.items() if each.data_ptr() != at_home[name]}
+        assert up == {"exp_avg", "exp_avg_sq"}
+        machinery.transit.down(2, 0)
+        assert {name: each.data_ptr() for name, each in state.items()} == at_home

@@ -2,8 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
+from roundel.policies.plan import Weights
+from roundel.policies.program import LABELS
+from roundel.traces.timeline import KIND_CODE
 
 from ..costs import make_work
 from .lanes import dependencies, lanes
@@ -212,6 +218,28 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     assert rows["gpu0 d2h"] == ["download 2", "download 1", "download 0"]
     assert ("update 2", "upload 0") in dependencies(program)
     assert ("update 1", "upload 0") not in dependencies(program)
+
+
+@pytest.mark.parametrize("weights", ["streamed", "resident"])
+def test_an_update_on_a_device_has_room_while_it_runs(weights: Weights) -> None:
+    plan = plan_of("0:3F0 0:3B0", weights=weights, optimizer_on="device")
+    work = make_work(3, 1, 1, **BYTES)
+    layers = [
+        each.model_copy(update={"update_workspace_bytes": 1000 + number})
+        for number, each in enumerate(work.trace.layers)
+    ]
+    trace = work.trace.model_copy(update={"layers": tuple(layers)})
+    program = lower([plan], replace(work, trace=trace))
+    buffers = program.buffers
+    rooms = np.flatnonzero(buffers.nbytes >= 1000)
+    assert [LABELS[code] for code in buffers.label[rooms]] == ["workspace"] * 3
+    assert buffers.pool[rooms].tolist() == [0] * 3
+    assert sorted(buffers.nbytes[rooms].tolist()) == [1000, 1001, 1002]
+    for room in rooms.tolist():
+        (user,) = buffers.use_task[buffers.use_buffer == room].tolist()
+        assert user == buffers.alloc[room]
+        assert program.kind[user] == KIND_CODE["update"]
+        assert program.first[user] == buffers.nbytes[room] - 1000
 
 
 def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_device() -> None:

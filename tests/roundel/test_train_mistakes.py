@@ -24,7 +24,7 @@ def test_checkpoints_of_another_training_are_not_overwritten(
 def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: Path) -> None:
     code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
     assert code == 2
-    assert "does not fit: gpu" in out
+    assert "no winner: none of these policies fits the memory" in out
     assert err.startswith("roundel: policy auto: none fits the memory; the nearest is ")
     assert "would need" in err
     assert "of 97.7 KiB (" in err
