@@ -16,9 +16,9 @@ from .host_pool import HostPool
 from .layers import Layers, WeightCopy
 from .masters import GradientBook, HostCopies, Masters, Scratch
 from .store import Key, Store, poison
-from .streams import Stream, mark_now
+from .streams import CpuMark, Stream, mark_now
 from .transit import Transit
-from .values import Value, copied, detached, moved
+from .values import Value, copied, detached, moved, tensors_of
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
 HOST = torch.device("cpu")
@@ -56,7 +56,7 @@ class Machinery:
         self.randomness = randomness
         self.scratch = Scratch()
         self.transit = Transit(layers, masters, host_copies, pin)
-        self.waiting = HostPool(pin)
+        self.on_host = HostPool(pin)
 
 
 class ProgramTables:
@@ -119,7 +119,7 @@ class StepEngine:
         self._step = step
         self._inputs, self._targets, self._parts = inputs, targets, shares
         self._store = Store(tables.program, poison)
-        self._book = GradientBook(machinery.layers, tables.feeds)
+        self._book = GradientBook(machinery.layers, tables.feeds, self._spent)
         self._settings = machinery.masters.settings()
         self._scale: Tensor | None = None
         self._poison = poison
@@ -148,7 +148,7 @@ class StepEngine:
     def close(self) -> None:
         """Let go of everything."""
         self._store.clear()
-        self._machinery.waiting.tidy()
+        self._machinery.on_host.tidy()
 
     # ---- compute
 
@@ -265,7 +265,7 @@ class StepEngine:
     def _offload(self, task: int) -> None:
         device, layer, microbatch = self._place(task)
         value = self._store.get(Key(ACTIVATIONS, device, layer, microbatch))
-        copy = self._machinery.waiting.copy(value)
+        copy = self._machinery.on_host.copy(value)
         host = len(self._machinery.devices)
         self._store.put(Key(ACTIVATIONS, host, layer, microbatch), copy)
 
@@ -275,7 +275,7 @@ class StepEngine:
         if self._poison:
             mark.block()
             poison(value)
-        self._machinery.waiting.give_back(value, mark)
+        self._machinery.on_host.give_back(value, mark)
 
     def _fetch(self, task: int) -> None:
         device, layer, microbatch = self._place(task)
@@ -317,11 +317,17 @@ class StepEngine:
         if task in self.tables.states_down:
             self._machinery.transit.down(layer, self._step)
             return
-        grads, pin = self._staged.pop(task), self._machinery.pin
-        copies = {name: copied(grad, HOST, pin) for name, grad in grads.items()}
+        grads, pool = self._staged.pop(task), self._machinery.on_host
+        copies = {name: pool.copy(grad) for name, grad in grads.items()}
         if self._machinery.devices[device].type == "cuda":
             torch.cuda.current_stream().synchronize()
         self._book.add(layer, copies, task)
+
+    def _spent(self, gradients: Value) -> None:
+        """Gradients are not needed any more; those that came down lie in the pool."""
+        if self._poison:
+            poison([each for each in tensors_of(gradients) if each.device == HOST])
+        self._machinery.on_host.give_back(gradients, CpuMark())
 
     def _weights(self, device: int, layer: int) -> WeightCopy:
         return self._machinery.weights[device].current(layer)
@@ -354,10 +360,11 @@ class StepEngine:
         if rules.optimizer_on == "device" and rules.weights == "streamed":
             machinery.transit.take(layer, self._weights(device, layer))
         scratch = machinery.scratch if rules.optimizer_on == "host" else None
-        self._book.assign(layer, self._scale, scratch)
+        spent = self._book.assign(layer, self._scale, scratch)
         place = machinery.devices[device] if rules.optimizer_on == "device" else HOST
         with machinery.randomness.of_update(layer, self._step, place):
             machinery.masters.step(layer, self._settings)
+        self._spent(spent)
         if rules.weights == "resident":
             for each in here:
                 refresh_resident(layers, each, self._weights(device, each))

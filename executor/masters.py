@@ -214,11 +214,17 @@ class GradientBook:
     """Gradients of one step by parameter, summed over visits and over the layers that share it.
 
     `feeds`: (task, layer) of the transfers that bring gradients, which are summed in that order,
-    whichever comes first, so that a run can be repeated to the last bit.
+    whichever comes first, so that a run can be repeated to the last bit. `spent` is told of each
+    gradient that has been added to others.
     """
 
-    def __init__(self, layers: Layers, feeds: Iterable[tuple[int, int]]) -> None:
-        self._layers = layers
+    def __init__(
+        self,
+        layers: Layers,
+        feeds: Iterable[tuple[int, int]],
+        spent: Callable[[Tensor], None] = lambda grad: None,
+    ) -> None:
+        self._layers, self._spent = layers, spent
         self._sums: dict[int, dict[int, Tensor]] = defaultdict(dict)
         self._early: dict[int, dict[int, dict[int, Tensor]]] = defaultdict(dict)
         self._turns: dict[int, deque[int]] = defaultdict(deque)
@@ -266,13 +272,17 @@ class GradientBook:
         for key, grad in part.items():
             if key in sums:
                 sums[key].add_(grad.to(sums[key].device))
+                self._spent(grad)
             else:
                 sums[key] = grad
 
-    def assign(self, layer: int, scale: Tensor | None, scratch: "Scratch | None" = None) -> None:
+    def assign(
+        self, layer: int, scale: Tensor | None, scratch: "Scratch | None" = None
+    ) -> list[Tensor]:
         """Hand the sums to a layer's own parameters as their gradients, in the masters' dtype.
 
-        Those that are converted lie in `scratch` if there is one, until it is used again.
+        Those that are converted lie in `scratch` if there is one, until it is used again. Returns
+        the sums, which are spent when the parameters have been updated.
         """
         with self._lock:
             self._sum_those_whose_turn_it_is(layer)
@@ -284,6 +294,7 @@ class GradientBook:
         for parameter, grad in pairs:
             grad = grad.to(parameter.device, parameter.dtype)
             parameter.grad = grad if scale is None else grad.mul_(scale.to(grad.device, grad.dtype))
+        return list(sums.values())
 
     @torch.no_grad()
     def squared_norm(self) -> float:

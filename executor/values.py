@@ -58,19 +58,16 @@ def read_on_current_stream(tensor: Tensor) -> None:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
-def copied(
-    value: Value, device: torch.device, pin: bool = False, reader: Stream | None = None
-) -> Value:
+def copied(value: Value, device: torch.device, reader: Stream) -> Value:
     """A copy of a value on `device`, never sharing memory with it.
 
     Made on the current stream; `reader` is the stream that will read it.
     """
 
     def copy(tensor: Tensor) -> Tensor:
-        target = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pin)
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         read_on_current_stream(tensor)
-        if reader is not None:
-            reader.reads(target)
+        reader.reads(target)
         return target.copy_(tensor.detach(), non_blocking=True)
 
     return map_tensors(copy, value)

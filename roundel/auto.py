@@ -118,10 +118,10 @@ def save_choice(policy: Policy, path: Path, about: dict[str, Any]) -> None:
 
 
 def load_choice(path: Path, about: dict[str, Any]) -> Policy | None:
-    """The policy that was written down for the same devices and microbatches, if there is one."""
+    """The policy that was written down for the same devices, microbatches and memory, if any."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if {name: data[name] for name in about} != about:
+        if {name: data.get(name) for name in about} != about:
             return None
         knobs = {
             name: tuple(value) if isinstance(value, list) else value

@@ -128,6 +128,9 @@ def test_auto_compares_all_policies_and_trains_with_the_winner(
     out = run(capsys, line.replace("--steps 2", "--steps 3") + " --resume")[1]
     assert "with zb-h2 on cpu, cpu" in out
     assert "winner" not in out
+    # With other memory it is chosen anew.
+    more = " --resume --memory 500MiB"
+    assert "winner: " in run(capsys, line.replace("--steps 2", "--steps 4") + more)[1]
 
 
 def test_a_users_own_model_loss_data_and_policy(
