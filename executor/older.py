@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .host_copies import HostCopies
 from .layers import Layers
-from .masters import HostCopies
 
 
 def older_weights(

@@ -19,25 +19,26 @@ from ..policies.misfit import misfit
 from ..policies.op import Op
 from ..policies.plan import Place, Plan
 from ..policies.policy import Policy, policy_name
-from ..policies.record import record
 from ..policies.work import Work
 from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
-from ..traces.timeline import Timeline
 from ..traces.trace import Trace
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
 from .deferred import defer_linears
-from .engine import Machinery, ProgramTables, StepEngine
+from .engine import Machinery, StepEngine
+from .host_copies import HostCopies
 from .lanes import LaneThread, Run
 from .layers import Layers, Replica
-from .masters import HostCopies, Masters, OptimizerFactory
+from .masters import Masters, OptimizerFactory
 from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes
 from .places import host_memory
+from .program_tables import ProgramTables
 from .sizes import parse_bytes, say_bytes
+from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
 from .values import Value, batch_size, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
@@ -48,49 +49,6 @@ REPEATS = 3
 
 SWITCH_S = 0.0005
 """How long, during a step, a thread that runs Python keeps the others waiting that want to."""
-
-
-class StepResult:
-    """What one step came to."""
-
-    def __init__(
-        self,
-        step: int,
-        loss: float,
-        run: Run,
-        clock: Clock,
-        name: str,
-        tokens: int,
-        overlaps: bool = False,
-    ) -> None:
-        self.step = step
-        self.loss = loss
-        self._overlaps = overlaps
-        self._run, self._clock, self._name, self._tokens = run, clock, name, tokens
-        self._timeline: Timeline | None = None
-
-    @property
-    def timeline(self) -> Timeline:
-        """What ran when, as it was measured. Waits for the step's last update.
-
-        Of a step that overlaps others it begins with the first task: before that the devices were
-        at the step before.
-        """
-        if self._timeline is None:
-            self._run.wait()
-            if self._run.failure is not None:
-                raise self._run.failure
-            ends = [mark.time_ns(self._clock) for mark in self._run.ended if mark is not None]
-            starts = [mark.time_ns(self._clock) for mark in self._run.started if mark is not None]
-            first = min(starts, default=0) if self._overlaps else 0
-            times = np.array(starts, np.int64) - first, np.array(ends, np.int64) - first
-            self._timeline = record(self._run.program, *times, self._name, "measured")
-        return self._timeline
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens (samples, where the trace counts those) a second in this step."""
-        return self._tokens / (self.timeline.makespan_ns / 1e9)
 
 
 @dataclass

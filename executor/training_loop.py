@@ -12,7 +12,8 @@ import torch
 from .values import Value, count_tokens
 
 if TYPE_CHECKING:
-    from .trainer import StepResult, Trainer
+    from .step_result import StepResult
+    from .trainer import Trainer
 
 Schedule = Literal["constant", "linear", "cosine"]
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .host_copies import HostCopies
 from .host_memory import host_bytes
 from .layers import Layers, WeightCopy
-from .masters import HostCopies, Masters
+from .masters import Masters
 from .streams import Stream
 
 

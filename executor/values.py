@@ -73,6 +73,13 @@ def copied(value: Value, device: torch.device, reader: Stream) -> Value:
     return map_tensors(copy, value)
 
 
+def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair to the first: all in one call, for one turn at Python's lock."""
+    if pairs:
+        targets, sources = zip(*pairs, strict=True)
+        torch._foreach_copy_(list(targets), list(sources))
+
+
 def nbytes_of(value: Value) -> int:
     """Bytes of the tensors of a value."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(value))

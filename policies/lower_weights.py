@@ -5,9 +5,10 @@ from numpy.typing import NDArray
 
 from ..traces.timeline import Ints
 from .builder import ProgramBuilder
-from .lower_optimizer import Updated, home_of
+from .lower_optimizer import home_of
 from .order import Order, update_lag
 from .table import OpTable
+from .updated import Updated
 from .visits import Visits
 
 CHUNK_BYTES = 64 * 2**20

@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 _EXECUTOR = {
     "Layers": "layers",
     "NotANumber": "trainer",
-    "StepResult": "trainer",
+    "StepResult": "step_result",
     "Trainer": "trainer",
     "load_weights": "weight_file",
 }

@@ -18,7 +18,7 @@ from .analysis.units import human_rate
 from .train_log import TrainLog
 
 if TYPE_CHECKING:
-    from .executor.trainer import StepResult
+    from .executor.step_result import StepResult
     from .executor.training_loop import StepReport
 
 LINES = 20

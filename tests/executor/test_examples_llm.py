@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from roundel.executor.masters import GradientBook
+from roundel.executor.gradients import GradientBook
 
 for package in ("gguf", "peft", "transformers"):
     pytest.importorskip(package)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import roundel
+from roundel.executor.gradients import GradientBook, Scratch
 from roundel.executor.layers import Layers, WeightCopy
-from roundel.executor.masters import GradientBook, Masters, Scratch
+from roundel.executor.masters import Masters
 from roundel.executor.weights import DeviceWeights
 
 from . import toy

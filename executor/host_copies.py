@@ -1,0 +1,53 @@
+"""HostCopies: what uploads read, a layer's weights in pinned memory."""
+
+from collections.abc import Container
+
+import torch
+from torch import Tensor, nn
+
+from .host_memory import host_bytes
+from .layers import Layout
+from .values import copy_each
+
+
+class HostCopies:
+    """What a layer's uploads read: its weights in the compute dtype, in pinned memory.
+
+    `copies` is 2 where a step works on older weights while newer ones are made. Where one copy in
+    the masters' own dtype is enough, the masters themselves lie in it: `lent` names them.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        owned: Container[str],
+        compute: torch.dtype | None,
+        copies: int,
+        pin: bool,
+    ) -> None:
+        self.layout = Layout.of(parameters, compute)
+        self._parameters = parameters
+        self.flats = [host_bytes(self.layout.nbytes, pin) for _ in range(copies)]
+        self.lent = {
+            slot.name
+            for slot in self.layout.slots
+            if copies == 1 and slot.name in owned and slot.dtype == parameters[slot.name].dtype
+        }
+        for number in range(copies):
+            self.refresh(number)
+        for slot in self.layout.slots:
+            if slot.name in self.lent:
+                parameters[slot.name].data = slot.view(self.flats[0])
+
+    def flat(self, step: int) -> Tensor:
+        """The copy that step number `step` works on."""
+        return self.flats[step % len(self.flats)]
+
+    @torch.no_grad()
+    def refresh(self, step: int) -> None:
+        """Write the masters' values into the copy of step number `step`."""
+        flat = self.flat(step)
+        pairs = [(slot.view(flat), self._parameters[slot.name].data) for slot in self.layout.slots]
+        copy_each(
+            [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
+        )

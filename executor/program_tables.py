@@ -1,0 +1,174 @@
+"""ProgramTables: what the engine looks up of a program, made once per program."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from ..policies.program import LABEL_CODE, Program
+from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
+
+ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
+
+
+class ProgramTables:
+    """What the engine looks up of a program, made once per program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.allocs = _by_alloc(program)
+        self.splits = bool((program.kind == KIND_CODE["I"]).any())
+        self.parts = _parts(program)
+        self.weights_end = _weights_end(program)
+        self.states_down = _states_down(program)
+        self.downloads_of = _downloads_of(program, self.states_down)
+        self.feeds = _feeds(program, self.states_down)
+        self.loss_tasks = np.flatnonzero(
+            (program.kind == KIND_CODE["F"]) & (program.stop == program.work.layers)
+        ).tolist()
+        self.visit_ends = _visit_ends(program, self.weights_end)
+        uploads = np.flatnonzero(program.kind == KIND_CODE["upload"]).tolist()
+        self.states_up = [task for task in uploads if task not in self.parts]
+
+    def after(self, earlier: "ProgramTables") -> dict[int, list[int]]:
+        """Tasks of the step before that uploads of this one wait for.
+
+        To keep within memory: within a step an upload waits for the end of the visit before the
+        last one on its device; of a device's first two visits that is a visit of the step before.
+        And a layer's states do not go up before they are down.
+        """
+        result: dict[int, list[int]] = {}
+        for device, visits in _ungated_uploads(self.program, self.parts).items():
+            ends = earlier.visit_ends.get(device, [])
+            for number, uploads in enumerate(visits[:2]):
+                place = len(ends) - 2 + number
+                if place >= 0:
+                    result |= {upload: [ends[place]] for upload in uploads}
+        down = {int(earlier.program.first[task]): task for task in earlier.states_down}
+        for task in self.states_up:
+            layer = int(self.program.first[task])
+            if layer in down:
+                result.setdefault(task, []).append(down[layer])
+        return result
+
+
+def _by_alloc(program: Program) -> dict[int, set[tuple[str, int]]]:
+    """(label, layer) of the buffers that each task makes, of those that pass between ops."""
+    buffers = program.buffers
+    result: dict[int, set[tuple[str, int]]] = defaultdict(set)
+    for label in (ACTIVATIONS, GRADIENTS, SAVED):
+        rows = np.flatnonzero(buffers.label == LABEL_CODE[label])
+        for task, layer in zip(
+            buffers.alloc[rows].tolist(), buffers.layer[rows].tolist(), strict=True
+        ):
+            result[task].add((label, layer))
+    return result
+
+
+def _weight_rows(program: Program) -> Any:
+    buffers = program.buffers
+    is_weights = buffers.label == LABEL_CODE["weights"]
+    return np.flatnonzero(is_weights & (buffers.alloc >= 0))
+
+
+def _parts(program: Program) -> dict[int, int]:
+    """How many parts the upload has that each weight upload task is a part of."""
+    tasks = program.buffers.alloc[_weight_rows(program)].tolist()
+    parts: dict[int, int] = {}
+    first = 0
+    for place, task in enumerate(tasks):
+        if program.part[task] == 0:
+            first = place
+        for other in tasks[first : place + 1]:
+            parts[other] = place + 1 - first
+    return parts
+
+
+def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
+    """(device, layer) of the streamed weights that each task is the last to compute with.
+
+    Where states pass through, the program keeps them until what was updated is down: here that is
+    the masters', and the next visit to the layer must not find the old copy.
+    """
+    buffers = program.buffers
+    last: dict[int, int] = {}
+    rows = set(_weight_rows(program).tolist())
+    computes = [lane.kind == "compute" for lane in program.lanes]
+    for buffer, task in zip(buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True):
+        if buffer in rows:
+            if not computes[program.lane[task]]:
+                task = _update_before(program, task)
+            # The later of an op and the update behind it, which has the higher number.
+            last[buffer] = max(last.get(buffer, -1), task)
+    ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for buffer, task in last.items():
+        if program.part[buffers.alloc[buffer]] == 0:
+            ends[task].append((int(buffers.pool[buffer]), int(buffers.layer[buffer])))
+    return ends
+
+
+def _update_before(program: Program, download: int) -> int:
+    """The update whose results a download brings down."""
+    before = program.dep_before[program.dep_after == download]
+    return int(before[program.kind[before] == KIND_CODE["update"]][0])
+
+
+def _visit_ends(
+    program: Program, weights_end: dict[int, list[tuple[int, int]]]
+) -> dict[int, list[int]]:
+    """The last op of each visit to each device, in order."""
+    ends: dict[int, list[int]] = defaultdict(list)
+    for task in program.lane_tasks.tolist():
+        for device in {device for device, _ in weights_end.get(task, ())}:
+            ends[device].append(task)
+    return dict(ends)
+
+
+def _ungated_uploads(program: Program, parts: dict[int, int]) -> dict[int, list[list[int]]]:
+    """By device and visit, in order, the weight uploads that wait for no op of their step."""
+    compute = np.array([KIND_CODE[kind] for kind in COMPUTE_KINDS])
+    gated = set(program.dep_after[np.isin(program.kind[program.dep_before], compute)].tolist())
+    place = np.empty(len(program), dtype=np.int64)
+    place[program.lane_tasks] = np.arange(len(program))
+    visits: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    used = np.isin(program.kind[program.dep_after], compute)
+    for upload, op in zip(
+        program.dep_before[used].tolist(), program.dep_after[used].tolist(), strict=True
+    ):
+        if upload in parts and upload not in gated:
+            visits[int(program.target[upload])][int(place[op])].append(upload)
+    return {device: [found[key] for key in sorted(found)] for device, found in visits.items()}
+
+
+def _downloads_of(program: Program, states_down: set[int]) -> dict[int, list[tuple[int, int]]]:
+    """(download, layer) of the gradients that each op completes."""
+    result: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    rows = np.flatnonzero(program.kind[program.dep_after] == KIND_CODE["download"])
+    for row in rows.tolist():
+        before, after = int(program.dep_before[row]), int(program.dep_after[row])
+        if after not in states_down:
+            result[before].append((after, int(program.first[after])))
+    return result
+
+
+def _feeds(program: Program, states_down: set[int]) -> list[tuple[int, int]]:
+    """(task, layer) of the transfers that bring gradients to where they are summed.
+
+    Earlier microbatches' first: so they come, and few wait for their turn.
+    """
+    ops = program.microbatch[program.dep_before] >= 0
+    order: dict[int, int] = {}
+    for row in np.flatnonzero(ops & (program.microbatch[program.dep_after] < 0)).tolist():
+        before, after = int(program.dep_before[row]), int(program.dep_after[row])
+        if KINDS[program.kind[after]] in ("download", "send") and after not in states_down:
+            order[after] = max(order.get(after, -1), int(program.microbatch[before]))
+    tasks = sorted(order, key=lambda task: (order[task], task))
+    return [(task, int(program.first[task])) for task in tasks]
+
+
+def _states_down(program: Program) -> set[int]:
+    """Downloads that bring states and weights back, not gradients: they follow an update."""
+    updates = np.flatnonzero(program.kind == KIND_CODE["update"])
+    follows = np.isin(program.dep_before, updates)
+    after = program.dep_after[follows]
+    return set(after[program.kind[after] == KIND_CODE["download"]].tolist())
