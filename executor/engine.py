@@ -54,6 +54,7 @@ class Machinery:
         self.streams = streams
         self.randomness = randomness
         self.scratch = Scratch()
+        self.sharing = [layers.sharing(layer) for layer in range(len(layers))]
         self.transit = Transit(layers, masters, host_copies, pin)
         self.on_host = HostPool(pin)
 
@@ -309,7 +310,7 @@ class StepEngine:
         layer, device = int(self._program.first[task]), int(self._program.source[task])
         machinery, rules = self._machinery, self._program.rules
         layers = machinery.layers
-        sharing = [each for each in range(layer, len(layers)) if self._shares(each, layer)]
+        sharing = machinery.sharing[layer]
         held = machinery.weights[device].held() if device >= 0 else []
         here = [each for each in sharing if each in held]
         for each in here if self._scale is None else ():
@@ -329,6 +330,3 @@ class StepEngine:
         elif rules.optimizer_on == "host":
             for each in sharing:
                 machinery.host_copies[each].refresh(self._step)
-
-    def _shares(self, layer: int, owner: int) -> bool:
-        return layer == owner or owner in self._machinery.layers.tied_to(layer)

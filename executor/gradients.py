@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .layers import Layers
+from .layers import Layers, Layout
 from .values import copy_each
 
 
@@ -24,17 +24,16 @@ class Scratch:
         self, pairs: list[tuple[nn.Parameter, Tensor]]
     ) -> list[tuple[nn.Parameter, Tensor]]:
         """(parameter, gradient in its dtype), until this is called again."""
-        sizes = [-(-each.nbytes // 64) * 64 for each, grad in pairs if each.dtype != grad.dtype]
-        if sum(sizes) > len(self._flat):
-            self._flat = torch.empty(sum(sizes), dtype=torch.uint8)
-        room = iter(torch.split(self._flat[: sum(sizes)], sizes))
-        copies: list[tuple[Tensor, Tensor]] = []
-        result = []
+        other = [each for each, grad in pairs if each.dtype != grad.dtype]
+        layout = Layout.of({str(number): each for number, each in enumerate(other)}, None)
+        if layout.nbytes > len(self._flat):
+            self._flat = torch.empty(layout.nbytes, dtype=torch.uint8)
+        places = iter(layout.views(self._flat))
+        result, copies = [], []
         for parameter, grad in pairs:
             if parameter.dtype != grad.dtype:
-                place = next(room)[: parameter.nbytes].view(parameter.dtype).view(parameter.shape)
-                copies.append((place, grad))
-                grad = place
+                copies.append((next(places), grad))
+                grad = copies[-1][0]
             result.append((parameter, grad))
         copy_each(copies)
         return result

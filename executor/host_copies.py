@@ -33,6 +33,7 @@ class HostCopies:
             for slot in self.layout.slots
             if copies == 1 and slot.name in owned and slot.dtype == parameters[slot.name].dtype
         }
+        self._views = [self.layout.views(flat) for flat in self.flats]
         for number in range(copies):
             self.refresh(number)
         for slot in self.layout.slots:
@@ -46,8 +47,8 @@ class HostCopies:
     @torch.no_grad()
     def refresh(self, step: int) -> None:
         """Write the masters' values into the copy of step number `step`."""
-        flat = self.flat(step)
-        pairs = [(slot.view(flat), self._parameters[slot.name].data) for slot in self.layout.slots]
+        views = zip(self.layout.slots, self._views[step % len(self._views)], strict=True)
+        pairs = [(view, self._parameters[slot.name].data) for slot, view in views]
         copy_each(
             [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
         )

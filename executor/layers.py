@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ class Layers:
             for number, module in enumerate(modules)
         ]
         self.owner = _owners(self.modules)
+        # Walking modules for their parameters takes longer than many a task.
+        self._parameters = [dict(module.named_parameters()) for module in self.modules]
+        self._owned = [
+            {name: each for name, each in mine.items() if self.owner[id(each)] == layer}
+            for layer, mine in enumerate(self._parameters)
+        ]
         _refuse_batch_norm(self.modules)
 
     def __len__(self) -> int:
@@ -37,15 +44,11 @@ class Layers:
 
     def parameters_of(self, layer: int) -> dict[str, nn.Parameter]:
         """A layer's parameters by its own names; a parameter with two names once."""
-        return dict(self.modules[layer].named_parameters())
+        return self._parameters[layer]
 
     def owned_by(self, layer: int) -> dict[str, nn.Parameter]:
         """Those of a layer's parameters that no earlier layer has."""
-        return {
-            name: parameter
-            for name, parameter in self.parameters_of(layer).items()
-            if self.owner[id(parameter)] == layer
-        }
+        return self._owned[layer]
 
     def shared_by(self, layer: int) -> dict[str, nn.Parameter]:
         """Those of a layer's parameters that an earlier layer owns."""
@@ -56,6 +59,15 @@ class Layers:
         """The earlier layers that own some of this layer's parameters."""
         owners = {self.owner[id(each)] for each in self.parameters_of(layer).values()}
         return owners - {layer}
+
+    def sharing(self, layer: int) -> list[int]:
+        """The layer itself, and the later ones that have some of its own parameters."""
+        own = set(map(id, self.owned_by(layer).values()))
+        return [layer] + [
+            later
+            for later in range(layer + 1, len(self))
+            if any(id(each) in own for each in self.parameters_of(later).values())
+        ]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, by the model's own name."""
@@ -142,12 +154,35 @@ class Layout:
             place += -(-size // ALIGN_BYTES) * ALIGN_BYTES
         return cls(tuple(slots), place)
 
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Every parameter's tensor in a flat buffer, as `Slot.view` has it, in less time."""
+        typed = {dtype: flat.view(dtype) for dtype in {slot.dtype for slot in self.slots}}
+        return [
+            torch.as_strided(
+                typed[slot.dtype],
+                slot.shape,
+                contiguous_strides(slot.shape),
+                typed[slot.dtype].storage_offset() + slot.start // slot.dtype.itemsize,
+            )
+            for slot in self.slots
+        ]
+
     def parameters(self, flat: Tensor) -> dict[str, nn.Parameter]:
         """Leaves of a new graph that lie in a flat buffer."""
         return {
-            slot.name: nn.Parameter(slot.view(flat), requires_grad=slot.requires_grad)
-            for slot in self.slots
+            slot.name: nn.Parameter(view, requires_grad=slot.requires_grad)
+            for slot, view in zip(self.slots, self.views(flat), strict=True)
         }
+
+
+@lru_cache(maxsize=1024)
+def contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a tensor of this shape that lies in order."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
 
 
 class Replica:
