@@ -76,9 +76,10 @@ class Block(nn.Module):
         query, key = self._heads(self.query(value)), self._heads(self.key(value))
         if self.shape.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
+        angles = rotary_angles(query, self.base)
         mixed = functional.scaled_dot_product_attention(
-            rotated(query, self.base),
-            rotated(key, self.base),
+            rotated(query, *angles),
+            rotated(key, *angles),
             self._heads(self.value(value)),
             is_causal=True,
             enable_gqa=self.shape.heads != self.shape.kv_heads,
@@ -109,16 +110,24 @@ class Head(nn.Module):
         return self.project(normed)  # type: ignore[no-any-return]
 
 
-def rotated(value: Tensor, base: float = ROTARY_BASE) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of (batch, heads, sequence, size).
+def rotary_angles(value: Tensor, base: float = ROTARY_BASE) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (sequence, size / 2) to turn (batch, heads, sequence, size) by.
 
-    Element i of the first half turns with element i of the second, as in Llama's checkpoints.
+    Rotary position embedding, arXiv 2104.09864.
     """
     half = value.shape[-1] // 2
     steps = torch.arange(half, device=value.device, dtype=torch.float32) / half
     places = torch.arange(value.shape[-2], device=value.device, dtype=torch.float32)
     angles = torch.outer(places, base**-steps)
-    cos, sin = angles.cos().to(value.dtype), angles.sin().to(value.dtype)
+    return angles.cos().to(value.dtype), angles.sin().to(value.dtype)
+
+
+def rotated(value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(batch, heads, sequence, size) turned by its places in the sequence.
+
+    Element i of the first half turns with element i of the second, as in Llama's checkpoints.
+    """
+    half = value.shape[-1] // 2
     first, second = value[..., :half], value[..., half:]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

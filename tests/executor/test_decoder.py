@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import roundel
-from roundel.executor.decoder import Block, decoder_layers, rotated
+from roundel.executor.decoder import Block, decoder_layers, rotary_angles, rotated
 from roundel.executor.layers import Layers
 from roundel.executor.measure import measure_layers
 from roundel.executor.presets import PRESETS
@@ -79,7 +79,8 @@ def test_a_token_sees_none_behind_it() -> None:
 
 def test_rotation_depends_on_the_distance_alone() -> None:
     vectors = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(1)).double()
-    query, key = (rotated(each.expand(1, 1, 9, 8))[0, 0] for each in vectors)
+    wide = [each.expand(1, 1, 9, 8) for each in vectors]
+    query, key = (rotated(each, *rotary_angles(each))[0, 0] for each in wide)
     for distance in range(4):
         products = [query[at + distance] @ key[at] for at in range(9 - distance)]
         torch.testing.assert_close(torch.stack(products), products[0].expand(len(products)))
