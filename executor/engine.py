@@ -50,7 +50,6 @@ class Machinery:
         self.masters = masters
         self.host_copies = host_copies
         self.clip_norm = clip_norm
-        self.pin = pin
         self.streams = streams
         self.randomness = randomness
         self.scratch = Scratch()

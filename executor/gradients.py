@@ -28,7 +28,7 @@ class Scratch:
         layout = Layout.of({str(number): each for number, each in enumerate(other)}, None)
         if layout.nbytes > len(self._flat):
             self._flat = torch.empty(layout.nbytes, dtype=torch.uint8)
-        places = iter(layout.views(self._flat))
+        places = iter(layout.views(self._flat).values())
         result, copies = [], []
         for parameter, grad in pairs:
             if parameter.dtype != grad.dtype:

@@ -36,19 +36,21 @@ class HostCopies:
         self._views = [self.layout.views(flat) for flat in self.flats]
         for number in range(copies):
             self.refresh(number)
-        for slot in self.layout.slots:
-            if slot.name in self.lent:
-                parameters[slot.name].data = slot.view(self.flats[0])
+        for name in self.lent:
+            parameters[name].data = self.named(0)[name]
 
     def flat(self, step: int) -> Tensor:
         """The copy that step number `step` works on."""
         return self.flats[step % len(self.flats)]
 
+    def named(self, step: int) -> dict[str, Tensor]:
+        """The weights in that copy, by the layer's own names."""
+        return self._views[step % len(self._views)]
+
     @torch.no_grad()
     def refresh(self, step: int) -> None:
         """Write the masters' values into the copy of step number `step`."""
-        views = zip(self.layout.slots, self._views[step % len(self._views)], strict=True)
-        pairs = [(view, self._parameters[slot.name].data) for slot, view in views]
+        pairs = [(view, self._parameters[name].data) for name, view in self.named(step).items()]
         copy_each(
             [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
         )

@@ -62,12 +62,8 @@ class Layers:
 
     def sharing(self, layer: int) -> list[int]:
         """The layer itself, and the later ones that have some of its own parameters."""
-        own = set(map(id, self.owned_by(layer).values()))
-        return [layer] + [
-            later
-            for later in range(layer + 1, len(self))
-            if any(id(each) in own for each in self.parameters_of(later).values())
-        ]
+        later = range(layer + 1, len(self))
+        return [layer, *(each for each in later if layer in self.tied_to(each))]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, by the model's own name."""
@@ -130,10 +126,6 @@ class Slot:
     shape: torch.Size
     requires_grad: bool
 
-    def view(self, flat: Tensor) -> Tensor:
-        """The parameter's tensor in a flat buffer of bytes."""
-        return flat[self.start : self.stop].view(self.dtype).view(self.shape)
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -154,24 +146,25 @@ class Layout:
             place += -(-size // ALIGN_BYTES) * ALIGN_BYTES
         return cls(tuple(slots), place)
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Every parameter's tensor in a flat buffer, as `Slot.view` has it, in less time."""
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parameters' tensors in a flat buffer of bytes, in order."""
         typed = {dtype: flat.view(dtype) for dtype in {slot.dtype for slot in self.slots}}
-        return [
-            torch.as_strided(
+        return {
+            slot.name: torch.as_strided(
                 typed[slot.dtype],
                 slot.shape,
                 contiguous_strides(slot.shape),
                 typed[slot.dtype].storage_offset() + slot.start // slot.dtype.itemsize,
             )
             for slot in self.slots
-        ]
+        }
 
     def parameters(self, flat: Tensor) -> dict[str, nn.Parameter]:
         """Leaves of a new graph that lie in a flat buffer."""
+        views = self.views(flat)
         return {
-            slot.name: nn.Parameter(view, requires_grad=slot.requires_grad)
-            for slot, view in zip(self.slots, self.views(flat), strict=True)
+            slot.name: nn.Parameter(views[slot.name], requires_grad=slot.requires_grad)
+            for slot in self.slots
         }
 
 

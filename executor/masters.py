@@ -1,4 +1,4 @@
-"""Masters: the weights that the optimizer updates, and what is uploaded from them."""
+"""Masters: the weights that the optimizer updates, layer by layer."""
 
 from collections.abc import Callable
 from typing import Any

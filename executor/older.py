@@ -16,10 +16,9 @@ def older_weights(
     older = {}
     for layer, copies in host_copies.items():
         owned = layers.owned_by(layer) if len(copies.flats) > 1 else {}
-        for slot in copies.layout.slots:
-            value = slot.view(copies.flat(step))
-            if slot.name in owned and not _equal(value, owned[slot.name].detach()):
-                older[layers.names[layer][slot.name]] = value
+        for name, value in copies.named(step).items():
+            if name in owned and not _equal(value, owned[name].detach()):
+                older[layers.names[layer][name]] = value
     return older
 
 
@@ -34,7 +33,7 @@ def put_older_weights(
     names = {id(each): name for name, each in layers.named_parameters()}
     for layer, copies in host_copies.items():
         parameters = layers.parameters_of(layer)
-        for slot in copies.layout.slots if len(copies.flats) > 1 else ():
-            value = older.get(names[id(parameters[slot.name])])
+        for name, view in copies.named(step).items() if len(copies.flats) > 1 else ():
+            value = older.get(names[id(parameters[name])])
             if value is not None:
-                slot.view(copies.flat(step)).copy_(value)
+                view.copy_(value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .masters import OptimizerFactory
+from .quantised import parts_of
 from .slices import MOST, is_by_element
 
 COUNT = 2**14
@@ -58,7 +59,8 @@ def optimizer_bytes(
     (parameter,) = _parameters(1, COUNT, weights, device)
     tried = optimizer([parameter])
     tried.step()
-    kept = sum(map(_stored_bytes, tried.state[parameter].values()))
+    tensors = [each for each in tried.state[parameter].values() if isinstance(each, Tensor)]
+    kept = sum(part.nbytes for each in tensors for part in parts_of(each))
     other = compute not in (None, weights)
     state = math.ceil(16 * (kept / COUNT - 0.01)) / 16 + (weights.itemsize if other else 0)
     if device.type != "cuda":
@@ -91,13 +93,3 @@ def _room(optimizer: OptimizerFactory, count: int, dtype: torch.dtype, device: t
     before = torch.cuda.memory_allocated(device)
     steps.step()
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def _stored_bytes(value: object) -> int:
-    """Bytes of a tensor; of one that is made of others, such as a quantised one, of those."""
-    if not isinstance(value, Tensor):
-        return 0
-    if hasattr(value, "__tensor_flatten__"):
-        names, _ = value.__tensor_flatten__()
-        return sum(_stored_bytes(getattr(value, name)) for name in names)
-    return value.nbytes

@@ -1,6 +1,6 @@
 """Transit: masters and optimizer states that lie on the host and are updated on a device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from .host_copies import HostCopies
 from .host_memory import host_bytes
 from .layers import Layers, WeightCopy
 from .masters import Masters
+from .quantised import parts_of, rebuilt
 from .streams import Stream
 
 
@@ -41,9 +42,9 @@ class Transit:
             for part in self._masters.slices.of(each):
                 states = self._masters.optimizer.state.get(part, {})
                 large = self._masters.large_states(part).items()
-                self._states[part] = {key: _rebuilt(value, self._at_home) for key, value in large}
+                self._states[part] = {key: rebuilt(value, self._at_home) for key, value in large}
                 for key, value in self._states[part].items():
-                    states[key] = _rebuilt(value, sent)
+                    states[key] = rebuilt(value, sent)
 
     def _at_home(self, part: Tensor) -> Tensor:
         """A tensor where it will stay on the host, in memory that a device can copy from."""
@@ -89,30 +90,11 @@ class Transit:
 def _returned(value: Tensor, home: Tensor | None, pin: bool) -> Tensor:
     """A value from a device in its place on the host; one that has none gets one."""
     if home is None:
-        home = _rebuilt(value, lambda part: _place_for(part, pin))
-    for target, source in zip(_parts(home), _parts(value), strict=True):
+        home = rebuilt(value, lambda part: _place_for(part, pin))
+    for target, source in zip(parts_of(home), parts_of(value), strict=True):
         target.copy_(source, non_blocking=True)
     return home
 
 
 def _place_for(part: Tensor, pin: bool) -> Tensor:
     return host_bytes(part.nbytes, pin).view(part.dtype).view(part.shape)
-
-
-def _parts(value: Tensor) -> list[Tensor]:
-    """The plain tensors that a tensor is made of: itself, or those of a quantised one."""
-    if not hasattr(value, "__tensor_flatten__"):
-        return [value]
-    names, _ = value.__tensor_flatten__()
-    return [part for name in names for part in _parts(getattr(value, name))]
-
-
-def _rebuilt(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """The value with `function` applied to each plain tensor in it."""
-    if not hasattr(value, "__tensor_flatten__"):
-        return function(value)
-    names, context = value.__tensor_flatten__()
-    parts = {name: _rebuilt(getattr(value, name), function) for name in names}
-    rebuild = type(value).__tensor_unflatten__  # type: ignore[attr-defined]
-    made: Tensor = rebuild(parts, context, value.shape, value.stride())
-    return made
