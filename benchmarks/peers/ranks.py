@@ -56,5 +56,10 @@ def _rank(rank: int, work: Work, arguments: argparse.Namespace, folder: Path) ->
     )
     result = work(rank, arguments) | {"peak_allocated_bytes": peak_bytes(device)}
     (folder / f"{rank}.json").write_text(json.dumps(result))
-    # Only where all went well: it would wait for the others.
+    # Only where all went well: both wait for the others, which may still be at work.
+    wait_for_all()
     dist.destroy_process_group()
+    # All is written: threads of gloo that outlive their group abort an interpreter that winds up.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
