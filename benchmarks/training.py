@@ -3,11 +3,12 @@
     python benchmarks/training.py --out FOLDER [--model qwen3-1.7b] [--memory 24GiB]
         [--systems plain,round-robin,fsdp2-offload] [--devices cuda:0] [--steps 6]
 
-The same model, batch, seed and dtype in every system, each in a process of its own; the cap is
-enforced for all but `plain`, which is the limit: all weights resident, bf16 weights and AdamW
-states, activation checkpointing per block. Roundel keeps float32 masters and states on the host
-and is exact. `peers/` has the others, each with its settings in its docstring. Prints a table with
-losses beside tokens/s; writes JSON, timelines and their pictures, and a log for each system.
+The same model, batch, seed and dtype in every system, each in a process of its own. `plain` is the
+limit: all weights resident, bf16 weights and AdamW states, activation checkpointing per block, no
+cap. So are the resident pipelines, Roundel's and torch's. The cap is enforced for all others; there
+Roundel keeps float32 masters and states on the host. It is exact either way. `peers/` has the
+others, each with its settings in its docstring. Prints a table with losses beside tokens/s; writes
+JSON, timelines and their pictures, and a log for each system.
 
 `--devices cpu,cpu --model decoder-tiny --sequence 32 --dtype float32` tries it without a GPU;
 the losses of all that are not stale agree there to 1e-5.
@@ -38,6 +39,7 @@ from roundel.analysis.metrics import measure
 from roundel.analysis.timeline_picture import draw_timeline
 from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
+from roundel.policies.streamed import Streamed
 
 Arguments = argparse.Namespace
 
@@ -48,6 +50,7 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
         round_size=given.microbatches, optimizer="stale"
     ),
     "layer-to-layer": lambda given: roundel.LayerToLayer(),
+    "layer-to-layer, activations kept": lambda given: roundel.LayerToLayer(activations="device"),
     "layer-to-layer, stale": lambda given: roundel.LayerToLayer(optimizer="stale"),
     "1f1b": lambda given: roundel.OneFOneB(partition=given.cut, recompute="early"),
     "interleaved-1f1b": lambda given: roundel.Interleaved1F1B(
@@ -75,15 +78,17 @@ def peer(name: str, arguments: Arguments) -> Result:
 
 
 def ours(name: str, arguments: Arguments) -> Result:
-    """A policy of Roundel at the memory cap."""
+    """A policy of Roundel: one that streams at the memory cap, a resident one as `plain`."""
+    policy = POLICIES[name](arguments)
+    streams = isinstance(policy, Streamed)
     with roundel.Trainer(
-        make_layers(arguments, "cpu", torch.float32),
+        make_layers(arguments, "cpu", torch.float32 if streams else dtype_of(arguments)),
         token_loss,
-        policy=POLICIES[name](arguments),
+        policy=policy,
         optimizer=partial(torch.optim.AdamW, lr=arguments.lr, fused=True),
         devices=devices_of(arguments),
         microbatches=arguments.microbatches,
-        memory_limit=arguments.memory,
+        memory_limit=arguments.memory if streams else 0,
         compute_dtype=dtype_of(arguments),
     ) as trainer:
         last: list[roundel.StepResult] = []
@@ -103,6 +108,7 @@ def ours(name: str, arguments: Arguments) -> Result:
         "peak_allocated_bytes": max((each for each in peaks if each is not None), default=None),
         "timeline": measure(timeline).to_json(name),
         "trace": json.loads(trainer.trace.model_dump_json()),
+        "machine": json.loads(trainer.machine.model_dump_json()) if trainer.machine else None,
     }
 
 
@@ -118,7 +124,11 @@ def main() -> None:
     arguments = _parsed()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.one:
-        sys.exit(run_one(arguments.one, arguments))
+        status = run_one(arguments.one, arguments)
+        # Threads of other systems may not end by themselves.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     about = {
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "host_cores": len(os.sched_getaffinity(0)),

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ def layer_seed(seed: int, layer: int, step: int, microbatch: int) -> int:
 
 
 class Computer:
-    """Runs ranges of layers on one device."""
+    """Runs ranges of layers on one device, in turns with those of other devices if need be."""
 
     def __init__(
         self,
@@ -99,12 +99,14 @@ class Computer:
         randomness: Randomness,
         autocast: torch.dtype | None,
         needs_gradient: list[bool],
+        turns: AbstractContextManager[None] | None = None,
     ) -> None:
         self.device = device
         self._loss_fn = loss_fn
         self._randomness = randomness
         self._autocast = autocast
         self._needs_gradient = needs_gradient
+        self._turns = turns or nullcontext()
 
     def forward(
         self, op: Op, step: int, modules: list[nn.Module], value: Value, keep: set[int]
@@ -165,7 +167,7 @@ class Computer:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
-                with numbers, self._casting():
+                with numbers, self._casting(), self._turns:
                     value = module(value)
             except Exception as error:
                 name = type(module).__name__

@@ -216,7 +216,7 @@ class StepEngine:
             grads = self._weights(source, layer).take_gradients(names)
             device, reader = machinery.devices[target], machinery.streams[target]
             copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
-            self._book.add(layer, copies, task, is_there=False)
+            self._book.add(layer, copies, task)
         else:
             refresh_resident(machinery.layers, layer, self._weights(target, layer))
 

@@ -1,14 +1,14 @@
 """The gradients of a step on their way to the optimizer: summed, converted, handed over."""
 
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from .layers import Layers, Layout
-from .values import copy_each
+from .values import add_each, copy_each
 
 
 class Scratch:
@@ -42,9 +42,9 @@ class Scratch:
 class GradientBook:
     """Gradients of one step by parameter, summed over visits and over the layers that share it.
 
-    `feeds`: (task, layer) of the transfers that bring gradients, which are summed in that order,
-    whichever comes first, so that a run can be repeated to the last bit. `spent` is told of each
-    gradient that has been added to others.
+    `feeds`: (task, layer) of the transfers that bring gradients. They are summed by whoever asks
+    for the sums, in that order, whichever came first, so that a run can be repeated to the last
+    bit. `spent` is told of each gradient that has been added to others.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class GradientBook:
     ) -> None:
         self._layers, self._spent = layers, spent
         self._sums: dict[int, dict[int, Tensor]] = defaultdict(dict)
-        self._early: dict[int, dict[int, dict[int, Tensor]]] = defaultdict(dict)
-        self._turns: dict[int, deque[int]] = defaultdict(deque)
+        self._fed: dict[int, dict[int, dict[int, Tensor]]] = defaultdict(dict)
+        self._turns: dict[int, list[int]] = defaultdict(list)
         for task, layer in feeds:
             for owner in self._owners(layer):
                 self._turns[owner].append(task)
@@ -65,17 +65,10 @@ class GradientBook:
     def _owners(self, layer: int) -> set[int]:
         return {layer, *self._layers.tied_to(layer)}
 
-    def add(
-        self,
-        layer: int,
-        grads: dict[str, Tensor],
-        task: int | None = None,
-        is_there: bool = True,
-    ) -> None:
-        """Count a layer's gradients in, those of a feed when its turn comes.
+    def add(self, layer: int, grads: dict[str, Tensor], task: int | None = None) -> None:
+        """Count a layer's gradients in. Their memory becomes the book's.
 
-        Their memory becomes the book's. `is_there` False: they are still on their way, and are
-        summed by whoever waits for the feeds, when the sums are asked for.
+        task: the feed that brings them, which may still be under way; None: they are there.
         """
         parameters = self._layers.parameters_of(layer)
         parts: dict[int, dict[int, Tensor]] = {owner: {} for owner in self._owners(layer)}
@@ -87,23 +80,23 @@ class GradientBook:
                 if task is None:
                     self._sum(owner, part)
                 else:
-                    self._early[owner][task] = part
-                    if is_there:
-                        self._sum_those_whose_turn_it_is(owner)
+                    self._fed[owner][task] = part
 
-    def _sum_those_whose_turn_it_is(self, owner: int) -> None:
-        turns, early = self._turns[owner], self._early[owner]
-        while turns and turns[0] in early:
-            self._sum(owner, early.pop(turns.popleft()))
+    def _sum_what_was_fed(self, owner: int) -> None:
+        with self._lock:
+            fed = self._fed.pop(owner, {})
+        # Outside of the lock: other gradients go on coming meanwhile.
+        for task in self._turns[owner]:
+            if task in fed:
+                self._sum(owner, fed[task])
 
     def _sum(self, owner: int, part: dict[int, Tensor]) -> None:
         sums = self._sums[owner]
-        for key, grad in part.items():
-            if key in sums:
-                sums[key].add_(grad.to(sums[key].device))
-                self._spent(grad)
-            else:
-                sums[key] = grad
+        both = [(sums[key], grad) for key, grad in part.items() if key in sums]
+        add_each(both)
+        for _, grad in both:
+            self._spent(grad)
+        self._sums[owner] = part | sums
 
     def assign(
         self, layer: int, scale: Tensor | None, scratch: Scratch | None = None
@@ -113,9 +106,8 @@ class GradientBook:
         Those that are converted lie in `scratch` if there is one, until it is used again. Returns
         the sums, which are spent when the parameters have been updated.
         """
-        with self._lock:
-            self._sum_those_whose_turn_it_is(layer)
-            sums = self._sums.pop(layer, {})
+        self._sum_what_was_fed(layer)
+        sums = self._sums.pop(layer, {})
         mine = self._layers.owned_by(layer).values()
         pairs = [(each, sums[id(each)]) for each in mine if id(each) in sums]
         if scratch is not None:
@@ -128,9 +120,8 @@ class GradientBook:
     @torch.no_grad()
     def squared_norm(self) -> float:
         """The sum of all squared gradients, in the order of the parameters."""
-        with self._lock:
-            for owner in list(self._early):
-                self._sum_those_whose_turn_it_is(owner)
+        for owner in list(self._fed):
+            self._sum_what_was_fed(owner)
         places = {id(each): n for n, (_, each) in enumerate(self._layers.named_parameters())}
         norms = [
             torch.linalg.vector_norm(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
 import numpy as np
+import torch
 
 from ..policies.program import Program
 from .streams import Mark, Stream
@@ -87,14 +88,20 @@ class LaneThread:
 
     `blocks`: the thread itself waits for what a task depends on, not only its stream. So do lanes
     that bring things to a device: they take memory that must have been freed by then.
+    `threads`: how many torch's operations on the CPU use in this one; 0: as many as elsewhere.
     """
 
-    def __init__(self, name: str, stream: Stream, blocks: bool = False) -> None:
+    def __init__(self, name: str, stream: Stream, blocks: bool = False, threads: int = 0) -> None:
         self.stream = stream
-        self._blocks = blocks
+        self._blocks, self._threads = blocks, threads
         self._jobs: SimpleQueue[tuple[Run, int, Handler] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"roundel {name}", daemon=True)
+        self._began = threading.Event()
         self._thread.start()
+        self._began.wait()
+        if threads:
+            # The thread's number is also what threads to come get; theirs is this one's again.
+            torch.set_num_threads(torch.get_num_threads())
 
     def submit(self, run: Run, lane: int, handler: Handler) -> None:
         """Run the tasks of a lane when all that was submitted before is done."""
@@ -107,6 +114,9 @@ class LaneThread:
         self._thread.join()
 
     def _work(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        self._began.set()
         while (job := self._jobs.get()) is not None:
             run, lane, handler = job
             try:

@@ -23,8 +23,8 @@ Copy = Callable[[], object]
 
 def measured_link(a: str, b: str, source: torch.device, target: torch.device) -> Link:
     """The link between two places: its slower direction, and whether it has both at once."""
-    latency_ns = shortest_ns([_copy(source, target, SMALL_BYTES)], (source, target))
-    there, back = _copy(source, target, COPY_BYTES), _copy(target, source, COPY_BYTES)
+    latency_ns = shortest_ns([make_copy(source, target, SMALL_BYTES)], (source, target))
+    there, back = make_copy(source, target, COPY_BYTES), make_copy(target, source, COPY_BYTES)
     alone_ns = max(shortest_ns([each], (source, target)) for each in (there, back))
     # Where both ways share, together they take twice as long.
     # Between host and itself there is nothing to share, and no stream to copy beside another.
@@ -38,7 +38,7 @@ def all_at_once_bytes_per_s(places: Sequence[torch.device]) -> int:
     """What all devices together get from the host; 0 where there are not several GPUs."""
     if len(places) < 2 or any(place.type != "cuda" for place in places):
         return 0
-    copies = [_copy(torch.device("cpu"), place, COPY_BYTES) for place in places]
+    copies = [make_copy(torch.device("cpu"), place, COPY_BYTES) for place in places]
     return len(places) * COPY_BYTES * 1_000_000_000 // max(1, shortest_ns(copies, places))
 
 
@@ -55,7 +55,7 @@ def behind_one_channel(links: list[Link], together_bytes_per_s: int) -> list[Lin
     return [shared, *(link.model_copy(update={"a": CHANNEL}) for link in links)]
 
 
-def _copy(source: torch.device, target: torch.device, nbytes: int) -> Copy:
+def make_copy(source: torch.device, target: torch.device, nbytes: int) -> Copy:
     """A copy on a stream of its own, as lanes have it."""
     gpu = next((each for each in (source, target) if each.type == "cuda"), None)
     value, place = (

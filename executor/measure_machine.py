@@ -1,25 +1,34 @@
 """The machine that a trainer has, as a Machine: memory, links and optimizers, measured briefly."""
 
+import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import combinations
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from ..policies.plan import Place
 from ..traces.machine import HOST, Device, Host, Link, Machine
+from .busy import kept_busy
 from .masters import OptimizerFactory
 from .measure_links import (
     CHANNEL,
+    Copy,
     all_at_once_bytes_per_s,
     behind_one_channel,
     measured_link,
     shortest_ns,
 )
 from .measure_tasks import task_ns
+from .places import threads, threads_of_updates
 
 SIDE = 4096
 """Of the square that is updated: with its states more than caches hold."""
+
+REPEATS = 9
+"""Times that work on the host is timed, beside GPUs that are busy."""
 
 
 def measure_machine(
@@ -36,17 +45,20 @@ def measure_machine(
 
     An update changes weights of the dtype `weights`, takes its gradient and gives its weights back
     in the dtype `compute`; elsewhere than in `updates_on` it is not measured, and takes no time.
+    On the host it is measured while the GPUs are busy, as they are in a step.
     Several virtual devices on one share its link to the host.
     """
     host = torch.device("cpu")
     places = list(dict.fromkeys(devices))
     nodes = {place: f"bus {place}" for place in places if devices.count(place) > 1}
-    wanted = [
-        *(places if "device" in updates_on else ()),
-        *([host] if "host" in updates_on else ()),
-    ]
+    update = partial(_update, optimizer, compute, weights)
     updates = dict.fromkeys([*places, host], 0)
-    updates |= {each: _updates_per_s(each, optimizer, compute, weights) for each in set(wanted)}
+    if "device" in updates_on:
+        updates |= {each: _per_s(shortest_ns([update(each)], (each,))) for each in places}
+    with threads(threads_of_updates(devices)), kept_busy(devices):
+        if "host" in updates_on:
+            updates[host] = _per_s(_usual_ns(update(host)))
+        sums = _per_s(_usual_ns(_sum(compute)))
     made, links = [], []
     for number, (device, nbytes) in enumerate(zip(devices, memory_bytes, strict=True)):
         name = f"gpu{number}"
@@ -62,7 +74,7 @@ def measure_machine(
         host=Host(
             memory_bytes=host_memory_bytes,
             optimizer_params_per_s=updates[host],
-            sum_params_per_s=_sums_per_s(compute),
+            sum_params_per_s=sums,
             task_ns=task_ns(devices[0]),
         ),
         devices=tuple(made),
@@ -77,12 +89,12 @@ def switches_of(nodes: dict[torch.device, str], to_host: list[Link]) -> tuple[st
     return (*buses, CHANNEL) if any(link.b == CHANNEL for link in to_host) else buses
 
 
-def _updates_per_s(
-    device: torch.device,
+def _update(
     optimizer: OptimizerFactory,
     compute: torch.dtype | None,
     dtype: torch.dtype,
-) -> int:
+    device: torch.device,
+) -> Copy:
     parameter = nn.Parameter(torch.zeros(SIDE, SIDE, device=device, dtype=dtype))
     parameter.grad = torch.zeros_like(parameter)
     steps = optimizer([parameter])
@@ -96,10 +108,24 @@ def _updates_per_s(
         steps.step()
         return weights.copy_(parameter) if compute is not None else parameter
 
-    return SIDE**2 * 1_000_000_000 // max(1, shortest_ns([step], (device,)))
+    return step
 
 
-def _sums_per_s(compute: torch.dtype | None) -> int:
+def _sum(compute: torch.dtype | None) -> Copy:
     sums, gradient = (torch.zeros(SIDE, SIDE, dtype=compute) for _ in range(2))
-    host = (torch.device("cpu"),)
-    return SIDE**2 * 1_000_000_000 // max(1, shortest_ns([lambda: sums.add_(gradient)], host))
+    return lambda: sums.add_(gradient)
+
+
+def _usual_ns(work: Copy) -> int:
+    """The median time of work on the host, which others may hold up."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter_ns()
+        work()
+        times.append(time.perf_counter_ns() - start)
+    return round(median(times))
+
+
+def _per_s(nanoseconds: int) -> int:
+    return SIDE**2 * 1_000_000_000 // max(1, nanoseconds)

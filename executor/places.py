@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -31,15 +31,30 @@ def find_devices(names: Sequence[str] | None = None) -> Devices:
     return [_found(name, count) for name in names]
 
 
+def threads_of_updates(devices: Sequence[torch.device]) -> int:
+    """Threads of an update on the host: two cores of each GPU are for those that launch its work.
+
+    Where an update takes all, the one that shares its core holds up the others again and again.
+    """
+    gpus = {device for device in devices if device.type == "cuda"}
+    return max(1, torch.get_num_threads() - 2 * len(gpus))
+
+
 @contextmanager
-def sharing_cores(devices: Sequence[torch.device]) -> Iterator[None]:
-    """Let each virtual device on the CPU have its share of the cores, instead of all of them."""
-    before, virtual = torch.get_num_threads(), list(devices).count(torch.device("cpu"))
-    torch.set_num_threads(max(1, before // max(1, virtual)))
+def threads(count: int) -> Iterator[None]:
+    """Let torch's operations on the CPU use so many threads in here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def sharing_cores(devices: Sequence[torch.device]) -> AbstractContextManager[None]:
+    """Let each virtual device on the CPU have its share of the cores, instead of all of them."""
+    virtual = list(devices).count(torch.device("cpu"))
+    return threads(max(1, torch.get_num_threads() // max(1, virtual)))
 
 
 def memory_limits(devices: Sequence[torch.device], limit: int) -> list[int]:

@@ -35,11 +35,12 @@ from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes
-from .places import host_memory
+from .places import host_memory, threads_of_updates
 from .program_tables import ProgramTables
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
+from .turns import Turns
 from .values import Value, batch_size, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
@@ -355,8 +356,10 @@ class Trainer:
         lanes = zip(lanes_of(work.devices), threads, strict=True)
         streams = [thread.stream for lane, thread in lanes if lane.kind == "compute"]
         needs = self.layers.needs_gradient()
+        gpus = {device for device in self.devices if device.type == "cuda"}
+        turns = Turns() if len(gpus) > 1 else None
         computers = [
-            Computer(device, self._loss_fn, self._randomness, self._autocast, needs)
+            Computer(device, self._loss_fn, self._randomness, self._autocast, needs, turns)
             for device in self.devices
         ]
         splits = any(op.kind == "I" for ops in plan.devices for op in ops)
@@ -405,11 +408,13 @@ class Trainer:
             weights[number].keep(layer, copy)
 
     def _threads(self, work: Work) -> list[LaneThread]:
+        updating = threads_of_updates(self.devices)
         return [
             LaneThread(
                 lane.name,
                 make_stream(self.devices[lane.device]) if lane.device >= 0 else CpuStream(),
                 blocks=lane.kind == "h2d",
+                threads=0 if lane.device >= 0 else updating,
             )
             for lane in lanes_of(work.devices)
         ]

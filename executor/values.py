@@ -19,11 +19,15 @@ Gradients = list[Tensor | None]
 
 def tensors_of(value: Value) -> list[Tensor]:
     """The tensors of a value, in order."""
+    if isinstance(value, Tensor):
+        return [value]  # What pytree would say, ten times as fast.
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     """The value with `function` applied to each of its tensors."""
+    if isinstance(value, Tensor):
+        return function(value)
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
@@ -78,6 +82,13 @@ def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
     if pairs:
         targets, sources = zip(*pairs, strict=True)
         torch._foreach_copy_(list(targets), list(sources))
+
+
+def add_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Add the second of each pair to the first, likewise."""
+    if pairs:
+        parts = [part.to(each.device) for each, part in pairs]
+        torch._foreach_add_([each for each, _ in pairs], parts)
 
 
 def nbytes_of(value: Value) -> int:

@@ -62,31 +62,6 @@ def shared_bytes_per_s(machine: Machine) -> int:
     return min((rate for rate in (own, shared // len(names)) if rate), default=0)
 
 
-def finer(cut: AsymmetricCut) -> Iterator[AsymmetricCut]:
-    """Cuts that cost more visits and leave less to do at a step's ends.
-
-    The first visit waits for its weights, and behind the last one its gradients come down and its
-    layers are updated: with one layer there, or with all stages smaller, that is short.
-    """
-    forward, backward = cut.forward, cut.backward
-    first = (1, forward[0] - 1) if forward and forward[0] > 1 else forward[:1]
-    last = (backward[-1] - 1, 1) if backward[-1] > 1 and len(backward) > 1 else backward[-1:]
-    yield AsymmetricCut((*first, *forward[1:]), (*backward[:-1], *last))
-    for parts in (2, 4, max((*forward, *backward[1:]), default=1)):
-        yield AsymmetricCut(
-            _in_parts(forward, parts), (backward[0], *_in_parts(backward[1:], parts))
-        )
-
-
-def _in_parts(sizes: tuple[int, ...], parts: int) -> tuple[int, ...]:
-    """Each size in so many parts, as even as they get, or in ones."""
-    result: list[int] = []
-    for size in sizes:
-        count = min(parts, size)
-        result += [size * (n + 1) // count - size * n // count for n in range(count)]
-    return tuple(result)
-
-
 def good_cuts(work: Work, count: int, limit: int = 0) -> list[AsymmetricCut]:
     """The `count` most promising cuts for rotating visits, best first.
 

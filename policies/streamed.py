@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import ClassVar
 
 from ..traces.errors import InputError
-from .asymmetric import AsymmetricCut, finer, good_cuts
+from .asymmetric import AsymmetricCut, good_cuts
 from .estimate import estimate, rough_makespan_ns
 from .lowering import lower
+from .near_cuts import descended, finer
 from .op import Op
 from .order import order_of
 from .plan import Optimizer, Place, Plan, Recompute
@@ -126,7 +127,8 @@ class Streamed(ABC):
 def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
     """The quickest of the most promising cuts that fits the devices' memory.
 
-    Where none does, one layer a visit: nothing needs less, and what it lacks is what is lacking.
+    Where a step's ends cost, it goes on from there to the best that small changes lead to. Where
+    none fits, one layer a visit: nothing needs less, and what it lacks is what is lacking.
     """
     short = replace(work, microbatches=min(work.microbatches, policy.enough(work)))
     limit = min(device.memory_bytes for device in work.machine.devices)
@@ -139,7 +141,14 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
             )
         cuts.sort(key=lambda cut: policy.step_ns(short, cut))
         fitting = (cut for cut in cuts[:FITTED] if not limit or policy.fits(work, cut))
-        if found := next(fitting, None):
+        found = next(fitting, None)
+        if found and policy.ends_cost(work):
+            return descended(
+                found,
+                lambda cut: policy.step_ns(short, cut),
+                lambda cut: not limit or policy.fits(work, cut),
+            )
+        if found:
             return found
     return AsymmetricCut((1,) * (work.layers - 1), (1,) * work.layers)
 

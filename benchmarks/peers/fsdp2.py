@@ -31,7 +31,7 @@ def train(sync: Sync, arguments: argparse.Namespace) -> Result:
     sequences, ranks = arguments.microbatches * arguments.sequences, len(devices_of(arguments))
     if sequences % ranks:
         raise InputError(f"{sequences} sequences cannot be shared evenly by {ranks} devices")
-    return run_ranks(partial(_train, sync), arguments)
+    return run_ranks(partial(_train, sync), arguments, capped=True)
 
 
 class _Inside(nn.Module):

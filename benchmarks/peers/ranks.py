@@ -17,12 +17,15 @@ Work = Callable[[int, argparse.Namespace], Result]
 """What each process does, given its rank; the last rank's result counts."""
 
 
-def run_ranks(work: Work, arguments: argparse.Namespace) -> Result:
-    """`work` in a process for each device. Raises what a rank raised, in one line."""
+def run_ranks(work: Work, arguments: argparse.Namespace, capped: bool) -> Result:
+    """`work` in a process for each device. Raises what a rank raised, in one line.
+
+    capped: within the memory of `--memory`.
+    """
     count = len(devices_of(arguments))
     with TemporaryDirectory() as folder:
         try:
-            spawn(_rank, args=(work, arguments, Path(folder)), nprocs=count)  # type: ignore[no-untyped-call]
+            spawn(_rank, args=(work, arguments, capped, Path(folder)), nprocs=count)  # type: ignore[no-untyped-call]
         except ProcessRaisedException as error:
             print(error, file=sys.stderr)
             raise RuntimeError(str(error).strip().splitlines()[-1]) from None
@@ -39,13 +42,14 @@ def wait_for_all() -> None:
     wait_for_gpu()
 
 
-def _rank(rank: int, work: Work, arguments: argparse.Namespace, folder: Path) -> None:
+def _rank(rank: int, work: Work, arguments: argparse.Namespace, capped: bool, folder: Path) -> None:
     devices = devices_of(arguments)
     device = devices[rank]
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    cap_memory(arguments, device)
+    if capped:
+        cap_memory(arguments, device)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // len(devices)))
     dist.init_process_group(
         "nccl" if cuda else "gloo",

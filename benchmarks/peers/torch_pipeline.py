@@ -1,6 +1,6 @@
 """torch.distributed.pipelining: a stage a GPU, all resident, fused AdamW, blocks checkpointed.
 
-Weights and AdamW's states have the dtype that is computed in, as in `plain`.
+Weights and AdamW's states have the dtype that is computed in, and no cap holds, as in `plain`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def train(name: str, arguments: argparse.Namespace) -> Result:
     if len(devices_of(arguments)) < 2:
         raise InputError("needs at least two devices")
     cut = cut_of(arguments)
-    return {**run_ranks(partial(_train, name, cut), arguments), "cut": cut}
+    return {**run_ranks(partial(_train, name, cut), arguments, capped=False), "cut": cut}
 
 
 def cut_of(arguments: argparse.Namespace) -> tuple[int, ...]:

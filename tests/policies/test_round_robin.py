@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roundel.policies.asymmetric import AsymmetricCut, finer, good_cuts, upload_ns
+from roundel.policies.asymmetric import AsymmetricCut, good_cuts, upload_ns
 from roundel.policies.estimate import rough_makespan_ns
 from roundel.policies.lowering import lower
+from roundel.policies.near_cuts import finer
 from roundel.policies.round_robin import RoundRobin
 from roundel.policies.streamed import CANDIDATES
 from roundel.policies.work import Work
