@@ -51,6 +51,12 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
     ),
     "layer-to-layer": lambda given: roundel.LayerToLayer(),
     "layer-to-layer, activations kept": lambda given: roundel.LayerToLayer(activations="device"),
+    "round-robin, states through the GPU": lambda given: roundel.RoundRobin(
+        round_size=given.microbatches, optimizer_on="device"
+    ),
+    "layer-to-layer, states through the GPU": lambda given: roundel.LayerToLayer(
+        optimizer_on="device"
+    ),
     "layer-to-layer, stale": lambda given: roundel.LayerToLayer(optimizer="stale"),
     "1f1b": lambda given: roundel.OneFOneB(partition=given.cut, recompute="early"),
     "interleaved-1f1b": lambda given: roundel.Interleaved1F1B(

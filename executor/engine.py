@@ -18,7 +18,7 @@ from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
 from .streams import CpuMark, Stream, mark_now
 from .transit import Transit
-from .values import Value, copied, detached, moved, tensors_of
+from .values import Value, copied, detached, moved, read_on_current_stream, tensors_of
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
 HOST = torch.device("cpu")
@@ -27,7 +27,7 @@ HOST = torch.device("cpu")
 class Machinery:
     """What outlives a step: devices, weights on them, masters, and what uploads read.
 
-    `streams` are the devices' compute streams.
+    `streams` are the devices' compute streams, `update_streams` those of states that pass through.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Machinery:
         clip_norm: float | None,
         pin: bool,
         streams: list[Stream],
+        update_streams: list[Stream],
         randomness: Randomness,
     ) -> None:
         self.layers = layers
@@ -50,7 +51,7 @@ class Machinery:
         self.masters = masters
         self.host_copies = host_copies
         self.clip_norm = clip_norm
-        self.streams = streams
+        self.streams, self.update_streams = streams, update_streams
         self.randomness = randomness
         self.scratch = Scratch()
         self.sharing = [layers.sharing(layer) for layer in range(len(layers))]
@@ -82,6 +83,7 @@ class StepEngine:
         self._scale: Tensor | None = None
         self._poison = poison
         self._staged: dict[int, dict[str, Tensor]] = {}
+        self._updated: dict[int, WeightCopy] = {}
         self.losses: dict[int, Tensor] = {}
 
     def run(self, task: int) -> None:
@@ -91,16 +93,19 @@ class StepEngine:
             self._compute(kind, task)
         else:
             getattr(self, f"_{kind}")(task)
-        # Gradients that go down are taken off the weights here, which may be gone by then.
-        for download, layer in self.tables.downloads_of.get(task, ()):
+        # Gradients that leave are taken off the weights here, which may be gone by then.
+        for transfer, layer in self.tables.gradients_of.get(task, ()):
             weights = self._weights(int(self._program.source[task]), layer)
-            self._staged[download] = weights.take_gradients()
+            self._staged[transfer] = weights.take_gradients()
         for key, value in self._store.end(task):
             if key.pool == len(self._machinery.devices):
                 self._has_waited(value, self._place(task)[0])
         for device, layer in self.tables.weights_end.get(task, ()):
             dropped = self._machinery.weights[device].drop(layer)
-            if self._poison and dropped.flat is not None:
+            update = self.tables.update_of.get((task, layer))
+            if update is not None:
+                self._updated[update] = dropped
+            elif self._poison and dropped.flat is not None:
                 dropped.flat.fill_(255)
 
     def close(self) -> None:
@@ -198,6 +203,9 @@ class StepEngine:
 
     def _send(self, task: int) -> None:
         source, target = int(self._program.source[task]), int(self._program.target[task])
+        if task in self._staged:
+            self._send_gradients(task, target)
+            return
         if self._program.microbatch[task] < 0:
             self._send_shared(task, source, target)
             return
@@ -207,6 +215,23 @@ class StepEngine:
         machinery = self._machinery
         copy = copied(value, machinery.devices[target], reader=machinery.streams[target])
         self._store.put(Key(label, target, layer, microbatch), copy, owned=True)
+
+    def _take_over(self, layer: int, weights: WeightCopy) -> None:
+        """What the last visit to a layer leaves for its update, which runs beside further ops."""
+        grads = weights.take_gradients()
+        for each in grads.values():
+            read_on_current_stream(each)
+        self._book.add(layer, grads)
+        self._machinery.transit.take(layer, weights)
+        if self._poison and weights.flat is not None:
+            weights.flat.fill_(255)
+
+    def _send_gradients(self, task: int, target: int) -> None:
+        """Gradients of a visit to the device that updates their layer."""
+        machinery, grads = self._machinery, self._staged.pop(task)
+        device, reader = machinery.devices[target], machinery.update_streams[target]
+        copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
+        self._book.add(int(self._program.first[task]), copies, task)
 
     def _send_shared(self, task: int, source: int, target: int) -> None:
         """Gradients of shared parameters to their owner's device, or their new values back."""
@@ -257,7 +282,8 @@ class StepEngine:
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
-            machinery.transit.up(layer, machinery.devices[device], machinery.streams[device])
+            stream = machinery.update_streams[device]
+            machinery.transit.up(layer, machinery.devices[device], stream)
 
     def _upload_weights(self, task: int, device: int, layer: int) -> None:
         machinery = self._machinery
@@ -311,12 +337,12 @@ class StepEngine:
         layers = machinery.layers
         sharing = machinery.sharing[layer]
         held = machinery.weights[device].held() if device >= 0 else []
-        here = [each for each in sharing if each in held]
+        here = [each for each in sharing if each in held and rules.weights == "resident"]
         for each in here if self._scale is None else ():
             names = layers.owned_by(layer) if each == layer else layers.shared_by(each)
             self._book.add(each, self._weights(device, each).take_gradients(names))
-        if rules.optimizer_on == "device" and rules.weights == "streamed":
-            machinery.transit.take(layer, self._weights(device, layer))
+        if task in self._updated:
+            self._take_over(layer, self._updated.pop(task))
         scratch = machinery.scratch if rules.optimizer_on == "host" else None
         spent = self._book.assign(layer, self._scale, scratch)
         place = machinery.devices[device] if rules.optimizer_on == "device" else HOST

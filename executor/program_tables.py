@@ -21,7 +21,8 @@ class ProgramTables:
         self.parts = _parts(program)
         self.weights_end = _weights_end(program)
         self.states_down = _states_down(program)
-        self.downloads_of = _downloads_of(program, self.states_down)
+        self.update_of = _update_of(program)
+        self.gradients_of = _gradients_of(program, self.states_down)
         self.feeds = _feeds(program, self.states_down)
         self.loss_tasks = np.flatnonzero(
             (program.kind == KIND_CODE["F"]) & (program.stop == program.work.layers)
@@ -85,20 +86,13 @@ def _parts(program: Program) -> dict[int, int]:
 
 
 def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
-    """(device, layer) of the streamed weights that each task is the last to compute with.
-
-    Where states pass through, the program keeps them until what was updated is down: here that is
-    the masters', and the next visit to the layer must not find the old copy.
-    """
+    """(device, layer) of the streamed weights that each op is the last to compute with."""
     buffers = program.buffers
     last: dict[int, int] = {}
     rows = set(_weight_rows(program).tolist())
     computes = [lane.kind == "compute" for lane in program.lanes]
     for buffer, task in zip(buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True):
-        if buffer in rows:
-            if not computes[program.lane[task]]:
-                task = _update_before(program, task)
-            # The later of an op and the update behind it, which has the higher number.
+        if buffer in rows and computes[program.lane[task]]:
             last[buffer] = max(last.get(buffer, -1), task)
     ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for buffer, task in last.items():
@@ -107,10 +101,25 @@ def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
     return ends
 
 
-def _update_before(program: Program, download: int) -> int:
-    """The update whose results a download brings down."""
-    before = program.dep_before[program.dep_after == download]
-    return int(before[program.kind[before] == KIND_CODE["update"]][0])
+def _update_of(program: Program) -> dict[tuple[int, int], int]:
+    """The update on a device by (op, layer): the op is the last of the visit that it follows.
+
+    Only where weights are streamed; resident ones stay for theirs.
+    """
+    if program.rules.weights == "resident":
+        return {}
+    is_update = program.kind[program.dep_after] == KIND_CODE["update"]
+    follows = (
+        is_update & _is_op(program, program.dep_before) & (program.source[program.dep_after] >= 0)
+    )
+    pairs = zip(
+        program.dep_before[follows].tolist(), program.dep_after[follows].tolist(), strict=True
+    )
+    return {(op, int(program.first[update])): update for op, update in pairs}
+
+
+def _is_op(program: Program, tasks: Any) -> Any:
+    return np.isin(program.kind[tasks], [KIND_CODE[kind] for kind in COMPUTE_KINDS])
 
 
 def _visit_ends(
@@ -126,12 +135,11 @@ def _visit_ends(
 
 def _ungated_uploads(program: Program, parts: dict[int, int]) -> dict[int, list[list[int]]]:
     """By device and visit, in order, the weight uploads that wait for no op of their step."""
-    compute = np.array([KIND_CODE[kind] for kind in COMPUTE_KINDS])
-    gated = set(program.dep_after[np.isin(program.kind[program.dep_before], compute)].tolist())
+    gated = set(program.dep_after[_is_op(program, program.dep_before)].tolist())
     place = np.empty(len(program), dtype=np.int64)
     place[program.lane_tasks] = np.arange(len(program))
     visits: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    used = np.isin(program.kind[program.dep_after], compute)
+    used = _is_op(program, program.dep_after)
     for upload, op in zip(
         program.dep_before[used].tolist(), program.dep_after[used].tolist(), strict=True
     ):
@@ -140,13 +148,19 @@ def _ungated_uploads(program: Program, parts: dict[int, int]) -> dict[int, list[
     return {device: [found[key] for key in sorted(found)] for device, found in visits.items()}
 
 
-def _downloads_of(program: Program, states_down: set[int]) -> dict[int, list[tuple[int, int]]]:
-    """(download, layer) of the gradients that each op completes."""
+def _gradients_of(program: Program, states_down: set[int]) -> dict[int, list[tuple[int, int]]]:
+    """(transfer, layer) of the gradients that each op completes and that leave its device.
+
+    They go down, or where weights are streamed to the device that updates them.
+    """
     result: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    rows = np.flatnonzero(program.kind[program.dep_after] == KIND_CODE["download"])
-    for row in rows.tolist():
+    leave = program.kind == KIND_CODE["download"]
+    if program.rules.weights == "streamed":
+        leave |= (program.kind == KIND_CODE["send"]) & (program.microbatch < 0)
+    for row in np.flatnonzero(leave[program.dep_after]).tolist():
         before, after = int(program.dep_before[row]), int(program.dep_after[row])
-        if after not in states_down:
+        mine = program.source[before] == program.source[after]
+        if after not in states_down and mine:
             result[before].append((after, int(program.first[after])))
     return result
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..policies.builder import lanes_of
-from ..policies.estimate import estimate
+from ..policies.estimate import estimated_memory
 from ..policies.lowering import lower
 from ..policies.misfit import misfit
 from ..policies.op import Op
@@ -337,15 +337,18 @@ class Trainer:
         if plan.optimizer == "stale":
             # A step begins while the one before it ends: both need room.
             plans += [self.policy.plan(work, self.step_number + 1)]
-        timeline = estimate(lower(plans, work), policy_name(self.policy))
-        over = [curve for curve in timeline.memory if curve.over_bytes]
+        curves = estimated_memory(lower(plans, work), policy_name(self.policy))
+        over = [curve for curve in curves if curve.over_bytes]
         if over:
             worst = max(over, key=lambda each: each.over_bytes)
             raise InputError(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
 
     def _limit_cuda_memory(self) -> None:
         for device in {device for device in self.devices if device.type == "cuda"}:
-            torch.cuda.empty_cache()  # What measuring took is not for this trainer's steps.
+            # What measuring and earlier trainers took is not for this one's steps; cuBLAS keeps
+            # some for every stream that it has been used on.
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
             if self.memory_limit:
                 self._shares[device] = torch.cuda.get_per_process_memory_fraction(device)
                 whole = torch.cuda.get_device_properties(device).total_memory
@@ -353,8 +356,11 @@ class Trainer:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
     def _machinery(self, plan: Plan, work: Work, threads: list[LaneThread]) -> Machinery:
-        lanes = zip(lanes_of(work.devices), threads, strict=True)
-        streams = [thread.stream for lane, thread in lanes if lane.kind == "compute"]
+        lanes = list(zip(lanes_of(work.devices), threads, strict=True))
+        streams, update_streams = (
+            [thread.stream for lane, thread in lanes if lane.kind == kind]
+            for kind in ("compute", "d2h")
+        )
         needs = self.layers.needs_gradient()
         gpus = {device for device in self.devices if device.type == "cuda"}
         turns = Turns() if len(gpus) > 1 else None
@@ -392,6 +398,7 @@ class Trainer:
             self._clip_norm,
             pin,
             streams,
+            update_streams,
             self._randomness,
         )
 
@@ -413,7 +420,7 @@ class Trainer:
             LaneThread(
                 lane.name,
                 make_stream(self.devices[lane.device]) if lane.device >= 0 else CpuStream(),
-                blocks=lane.kind == "h2d",
+                blocks=lane.kind in ("h2d", "optimizer") and lane.device >= 0,
                 threads=0 if lane.device >= 0 else updating,
             )
             for lane in lanes_of(work.devices)
@@ -497,7 +504,7 @@ class Trainer:
 
     def _expected_memory(self, work: Work, run: Run) -> str:
         """What a plan was expected to need, for whoever sees it run out."""
-        peaks = [curve.peak_bytes for curve in estimate(run.program, "expected").memory[:-1]]
+        peaks = [curve.peak_bytes for curve in estimated_memory(run.program, "expected")[:-1]]
         limit = say_bytes(self.memory_limit) if self.memory_limit else "all there is"
         return (
             f"expected at most {say_bytes(max(peaks))} on a device, allowed {limit}; "

@@ -11,6 +11,7 @@ from .layers import Layers, WeightCopy
 from .masters import Masters
 from .quantised import parts_of, rebuilt
 from .streams import Stream
+from .values import read_on_current_stream
 
 
 class Transit:
@@ -57,6 +58,7 @@ class Transit:
         for name, each in self._trained(layer).items():
             if name in self._copies[layer].lent:
                 each.data = weights.parameters[name].data
+                read_on_current_stream(each.data)
                 weights.flat = None  # It is the masters' now, until they are down.
 
     @torch.no_grad()

@@ -54,10 +54,10 @@ class ProgramBuilder:
         return numbers
 
     def transfers(self, kind: str, lane: LaneKind, device: Ints, **columns: ArrayLike) -> Ints:
-        """Add one transfer per entry of `device`, on that device's lane."""
-        ends: dict[str, ArrayLike] = {"source": device, "target": HOST}
-        if lane == "h2d":
-            ends = {"source": HOST, "target": device}
+        """Add one transfer per entry of `device`, on that device's lane: by d2h down, else up."""
+        ends: dict[str, ArrayLike] = {"source": HOST, "target": device}
+        if lane == "d2h":
+            ends = {"source": device, "target": HOST}
         lanes = self.lane(device, lane)
         return self.tasks(
             len(device), **{"kind": KIND_CODE[kind], "lane": lanes, **ends, **columns}
@@ -142,12 +142,7 @@ class ProgramBuilder:
 
 
 def lanes_of(devices: int) -> tuple[Lane, ...]:
-    on_devices = [
-        Lane(device, kind)
-        for device in range(devices)
-        for kind in LANE_KINDS
-        if kind != "optimizer"
-    ]
+    on_devices = [Lane(device, kind) for device in range(devices) for kind in LANE_KINDS]
     return (*on_devices, Lane(HOST, "optimizer"))
 
 

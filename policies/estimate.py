@@ -1,8 +1,11 @@
-"""estimate: a program's timeline if transfers took no time. For memory before anything has run."""
+"""Estimates of a program's time and memory, quicker than the simulator's."""
+
+from itertools import permutations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..traces.timeline import Ints, Timeline
+from ..traces.timeline import Ints, MemoryCurve
 from .asymmetric import shared_bytes_per_s
 from .dag import Dag
 from .program import Program
@@ -22,19 +25,45 @@ def rough_makespan_ns(program: Program) -> int:
 
     Quicker than the simulator, which lets transfers share what they really meet on.
     """
+    return int(_run(program, _at_even_shares(program)).end_ns.max(initial=0))
+
+
+def estimated_memory(program: Program, name: str) -> tuple[MemoryCurve, ...]:
+    """The devices' memory and the host's, before anything has run.
+
+    Of transfers that take no time, where what comes early comes earliest, and of such that have
+    their even share of the links, where what is under way stays: of each memory the higher.
+    """
+    curves = []
+    for duration in (program.duration_ns.astype(np.int64), _at_even_shares(program)):
+        dag = _run(program, duration)
+        curves.append(record(program, dag.start_ns, dag.end_ns, name, "simulated").memory)
+    pairs = zip(*curves, strict=True)
+    return tuple(max(pair, key=lambda curve: curve.peak_bytes) for pair in pairs)
+
+
+def _at_even_shares(program: Program) -> NDArray[np.int64]:
     machine = program.work.machine
-    rate = shared_bytes_per_s(machine)
-    moves = program.source != program.target
     duration = program.duration_ns.astype(np.int64)
+    moves = program.source != program.target
+    _take(program, duration, moves, shared_bytes_per_s(machine))
+    number = {device.name: place for place, device in enumerate(machine.devices)}
+    for link in machine.links:
+        if link.a in number and link.b in number:
+            for ends in permutations((number[link.a], number[link.b])):
+                between = (program.source == ends[0]) & (program.target == ends[1])
+                _take(program, duration, between, link.bytes_per_s)
+    return duration
+
+
+def _take(
+    program: Program, duration: NDArray[np.int64], moves: NDArray[np.bool_], rate: int
+) -> None:
     if rate:
         duration[moves] = program.nbytes[moves] * (1e9 / rate)
-    dag = Dag(*program_edges(program), duration)
-    dag.run_roots()
-    return int(dag.end_ns.max(initial=0))
 
 
-def estimate(program: Program, name: str) -> Timeline:
-    """The timeline with transfers that take no time: what comes early in memory comes earliest."""
-    dag = Dag(*program_edges(program), program.duration_ns.astype(np.int64))
+def _run(program: Program, duration_ns: NDArray[np.int64]) -> Dag:
+    dag = Dag(*program_edges(program), duration_ns)
     dag.run_roots()
-    return record(program, dag.start_ns, dag.end_ns, name, "simulated")
+    return dag

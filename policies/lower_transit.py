@@ -32,110 +32,169 @@ def update_in_transit(
 ) -> None:
     """The last visit that makes a layer's gradient updates it, with its state passing through.
 
-    Earlier visits' gradients wait on the host and come along. Two layers' states are on a device
-    at a time.
+    Of visits that make it at the same time on several devices one does, in turns; the others'
+    gradients come straight from there. Those of earlier visits wait on the host and come along.
+    Two layers' states are on a device at a time.
     """
     if is_tied(table).any():
         raise InputError(
             "layers that share parameters need optimizer_on host where weights are streamed"
         )
+    final, together = _who_updates(table, visits, order, made)
     cells, which = np.unique(made.cell, return_inverse=True)
-    last = earliest_of(-order.rank[made.last_grad], which, len(cells))
-    final = np.zeros(len(made.cell), dtype=np.bool_)
-    final[last] = True
-    updated.visit.reshape(-1)[cells] = made.visit[last]
-    partial = made.rows(np.flatnonzero(~final))
+    key = np.full(len(cells), -1, dtype=np.int64)
+    both = final | together
+    np.maximum.at(key, which[both], order.rank[visits.last_row[made.visit[both]]])
+    chosen = np.flatnonzero(final)
+    chosen = chosen[np.lexsort((chosen, key[which[chosen]], made.device[chosen]))]
+    ends, ends_key = made.rows(chosen), key[which[chosen]]
+    updated.visit.reshape(-1)[ends.cell] = ends.visit
+    partial = made.rows(np.flatnonzero(~both))
     downloads = download_gradients(builder, table, order, partial)
-    ends = made.rows(np.flatnonzero(final))
-    turn = _turns(ends.visit)
-    before = np.full((2, len(visits.step)), -1, dtype=np.int64)
+    sent = made.rows(np.flatnonzero(together))
+    sends = _send_gradients(builder, table, visits, sent, ends, key[which[together]])
+    tasks = np.full((3, len(chosen)), -1, dtype=np.int64)
+    turn = _turns(ends.device, ends_key)
     for number in range(int(turn.max(initial=-1)) + 1):
-        batch = ends.rows(np.flatnonzero(turn == number))
-        gate = before[number % 2][batch.visit]
-        updates = _pass_through(builder, table, visits, order, batch, gate, partial, downloads)
-        before[number % 2][batch.visit] = updates[0]
-        updated.task.reshape(-1)[batch.cell] = updates[1]
+        rows = np.flatnonzero(turn == number)
+        tasks[:, rows] = _pass_through(
+            builder, table, visits, ends.rows(rows), ends_key[rows], partial
+        )
+    ups, updates, downs = tasks
+    same = ends.device[2:] == ends.device[:-2]
+    builder.depend(np.where(same, downs[:-2], -1), ups[2:])
+    updated.task.reshape(-1)[ends.cell] = downs
+    task_of = np.full((2, updated_cells(table)), -1, dtype=np.int64)
+    task_of[:, ends.cell] = ups, updates
+    builder.depend(downloads, task_of[0, partial.cell])
+    builder.depend(sends, task_of[1, sent.cell])
+    nbytes = table.work.layer_bytes("grad_bytes")[sent.layer]
+    place = np.full(updated_cells(table), -1, dtype=np.int64)
+    place[ends.cell] = ends.device
+    builder.buffers("gradients", sent.layer, place[sent.cell], nbytes, sends, task_of[1, sent.cell])
+    _park(builder, table, order, partial, downloads, task_of[0])
 
 
-def _turns(visit: Ints) -> Ints:
-    """Each row's number within its visit."""
-    starts = np.flatnonzero(np.diff(visit, prepend=-1))
-    sizes = np.diff(np.append(starts, len(visit)))
-    return np.arange(len(visit)) - np.repeat(starts, sizes)
+def _who_updates(
+    table: OpTable, visits: Visits, order: Order, made: Made
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows update their cell's layer, and which make its gradient at the same time."""
+    cells, which = np.unique(made.cell, return_inverse=True)
+    rank = order.rank[made.last_grad]
+    last = earliest_of(-rank, which, len(cells))
+    # The last on its device, not done when the last of all begins.
+    _, own = np.unique(made.cell * table.work.devices + made.device, return_inverse=True)
+    last_here = np.zeros(len(rank), dtype=np.bool_)
+    last_here[earliest_of(-rank, own, int(own.max(initial=-1)) + 1)] = True
+    begins = order.rank[visits.first_row[made.visit[last]]]
+    able = np.flatnonzero(last_here & (rank >= begins[which]))
+    able = able[np.lexsort((made.device[able], which[able]))]
+    starts = np.searchsorted(which[able], np.arange(len(cells)))
+    counts = np.diff(np.append(starts, len(able)))
+    chosen = able[starts + made.layer[last] % counts]
+    final = np.zeros(len(rank), dtype=np.bool_)
+    final[chosen] = True
+    together = np.zeros(len(rank), dtype=np.bool_)
+    together[able] = True
+    return final, together & ~final
+
+
+def _send_gradients(
+    builder: ProgramBuilder, table: OpTable, visits: Visits, sent: Made, ends: Made, key: Ints
+) -> Ints:
+    """Gradients to the device that updates their layer, whose visit has made room for them.
+
+    Returns a task a row, -1 for no bytes.
+    """
+    target, until = np.full((2, updated_cells(table)), -1, dtype=np.int64)
+    target[ends.cell] = ends.device
+    until[ends.cell] = visits.last_row[ends.visit]
+    nbytes = table.work.layer_bytes("grad_bytes")[sent.layer]
+    some = np.flatnonzero(nbytes > 0)
+    chosen = sent.rows(some)
+    sends = np.full(len(nbytes), -1, dtype=np.int64)
+    sends[some] = builder.tasks(
+        len(some),
+        kind=KIND_CODE["send"],
+        lane=builder.lane(chosen.device, "peer"),
+        first=chosen.layer,
+        stop=chosen.layer + 1,
+        microbatch=-1,
+        step=chosen.step,
+        nbytes=nbytes[some],
+        source=chosen.device,
+        target=target[chosen.cell],
+        key=key[some],
+    )
+    builder.depend(sent.last_grad, sends)
+    builder.depend(until[sent.cell], sends)
+    hold_gradients(builder, table, sent, sends)
+    return sends
+
+
+def _turns(device: Ints, key: Ints) -> Ints:
+    """Each row's number among those in a row of the same device and key."""
+    changes = (np.diff(device, prepend=-1) != 0) | (np.diff(key, prepend=-1) != 0)
+    starts = np.flatnonzero(changes)
+    sizes = np.diff(np.append(starts, len(device)))
+    return np.arange(len(device)) - np.repeat(starts, sizes)
 
 
 def _pass_through(
     builder: ProgramBuilder,
     table: OpTable,
     visits: Visits,
-    order: Order,
     batch: Made,
-    gate: Ints,
+    key: Ints,
     partial: Made,
-    downloads: Ints,
-) -> tuple[Ints, Ints]:
-    """State up, update, state and weights down, for one layer a visit. Returns (update, down)."""
+) -> tuple[Ints, Ints, Ints]:
+    """State up, update, state and weights down, one layer a row. Returns the tasks of each."""
     bytes_of = table.work.layer_bytes
     state = bytes_of("optimizer_bytes")[batch.layer]
-    waits = np.isin(batch.cell, partial.cell)
-    parked = bytes_of("grad_bytes")[batch.layer] * waits
+    parked = bytes_of("grad_bytes")[batch.layer] * np.isin(batch.cell, partial.cell)
     place: dict[str, ArrayLike] = {
         "first": batch.layer,
         "stop": batch.layer + 1,
         "microbatch": -1,
         "step": batch.step,
+        "key": key,
     }
-    start = visits.first_row[batch.visit]
-    opens = np.where(gate >= 0, order.rank[batch.last_grad], order.rank[start])
-    latest = np.full(updated_cells(table), -1, dtype=np.int64)
-    np.maximum.at(latest, partial.cell, order.rank[partial.last_grad])
+    # On a lane of their own: nothing that the ops wait for is to queue up behind them.
     ups = builder.transfers(
         "upload",
-        "h2d",
+        "optimizer",
         batch.device,
         **place,
         nbytes=state + parked,
-        key=np.maximum(opens, latest[batch.cell]),
     )
-    previous = np.where(_same_device_before(table, start), start - 1, -1)
-    builder.depend(np.where(gate >= 0, gate, previous), ups)
-    task_of = np.full(updated_cells(table), -1, dtype=np.int64)
-    task_of[batch.cell] = ups
-    builder.depend(downloads, task_of[partial.cell])
     updates = builder.tasks(
         len(batch.cell),
         kind=KIND_CODE["update"],
-        lane=builder.lane(batch.device, "compute"),
+        lane=builder.lane(batch.device, "d2h"),
         **place,
         duration_ns=update_ns(table, batch.layer, device_rate(table, batch.device)),
         source=batch.device,
         target=batch.device,
-        key=order.rank[batch.last_grad],
     )
     builder.depend(ups, updates)
+    builder.depend(visits.last_row[batch.visit], updates)
     downs = builder.transfers(
         "download",
         "d2h",
         batch.device,
         **place,
         nbytes=state + bytes_of("param_bytes")[batch.layer],
-        key=order.rank[batch.last_grad],
     )
     builder.depend(updates, downs)
     builder.buffers("optimizer state", batch.layer, batch.device, state + parked, ups, downs)
     hold_room(builder, table, batch.layer, batch.device, updates)
     hold_gradients(builder, table, batch, updates)
-    _park(builder, table, order, partial, downloads, task_of)
-    return updates, downs
+    return ups, updates, downs
 
 
 def updated_cells(table: OpTable) -> int:
     """Number of (step, layer) cells."""
     return table.steps * table.work.layers
-
-
-def _same_device_before(table: OpTable, rows: Ints) -> NDArray[np.bool_]:
-    return rows > table.device_start[table.device[rows]]
 
 
 def _park(

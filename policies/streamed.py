@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..traces.errors import InputError
 from .asymmetric import AsymmetricCut, good_cuts
-from .estimate import estimate, rough_makespan_ns
+from .estimate import estimated_memory, rough_makespan_ns
 from .lowering import lower
 from .near_cuts import descended, finer
 from .op import Op
@@ -95,7 +95,11 @@ class Streamed(ABC):
 
     def ends_cost(self, work: Work) -> bool:
         """Whether a step's time depends on what is left to move and to update at its ends."""
-        return self.optimizer == "sync" and work.machine.host.optimizer_params_per_s > 0
+        machine = work.machine
+        rates = [machine.host.optimizer_params_per_s]
+        if self.optimizer_on == "device":
+            rates = [device.optimizer_params_per_s for device in machine.devices]
+        return self.optimizer == "sync" and max(rates) > 0
 
     def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
         """About a step's time with this cut; of a stale step, the steady one.
@@ -116,7 +120,7 @@ class Streamed(ABC):
         """
         steps = 1 if self.optimizer == "sync" else 2
         program = lower([self.plan_with(work, step, cut) for step in range(steps)], work)
-        return all(not curve.over_bytes for curve in estimate(program, self.name).memory[:-1])
+        return all(not curve.over_bytes for curve in estimated_memory(program, self.name)[:-1])
 
     def enough(self, work: Work) -> int:
         """So many microbatches that more tell no more about a cut."""

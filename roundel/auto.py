@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "early")
 def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     """Every policy with and without recompute, with those of the knobs that it has, by a name.
 
-    Of those that stream weights also some that keep things in other places, or take all of a
-    step's microbatches in one round. Raises InputError for a knob that none of them has.
+    Of those that stream weights also such that keep things in other places, or take all of a
+    step's microbatches in one round, or both. Raises InputError for a knob that none of them has.
     """
     every = {knob for name in POLICIES for knob in known_knobs(name)}
     unknown = sorted(set(knobs) - every)
@@ -58,24 +59,27 @@ def _streamed(
     knobs: dict[str, Any],
     microbatches: int,
 ) -> dict[str, Policy]:
-    """A policy as it is, and with one of the knobs that were not given set to another value."""
+    """A policy as it is, and with any of the knobs that were not given set to another value."""
     # What is streamed cannot keep what forward saved.
     base = {**mine, "recompute": next((mode for mode in modes if mode != "none"), None)}
     if base["recompute"] is None:
         return {}
-    others: dict[str, dict[str, Any]] = {
+    every: dict[str, dict[str, Any]] = {
         "one round": {"round_size": microbatches},
         "activations on the device": {"activations": "device"},
         "states through the device": {"optimizer_on": "device"},
     }
     free = {
         title: each
-        for title, each in others.items()
+        for title, each in every.items()
         if not each.keys() & knobs.keys() and each.keys() <= set(known_knobs(name))
     }
-    return {name: make_policy(name, **base)} | {
-        f"{name}, {title}": make_policy(name, **base | each) for title, each in free.items()
-    }
+    made = {}
+    for count in range(len(free) + 1):
+        for titles in combinations(free, count):
+            others = {knob: value for title in titles for knob, value in free[title].items()}
+            made[", ".join((name, *titles))] = make_policy(name, **base | others)
+    return made
 
 
 def choose(

@@ -79,7 +79,7 @@ def test_a_failing_layer_is_raised_as_it_is_with_layer_and_microbatch(
     assert caught.value is error
     assert any("in layer 5 (Breaks), microbatch" in note for note in error.__notes__)
     assert not ours()
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60
 
 
 def roundel_trace(layers: list[nn.Module]) -> roundel.Trace:
@@ -154,7 +154,7 @@ def test_nothing_starts_before_the_first_step_and_all_ends_at_close() -> None:
     trainer = make(toy.blocks(), roundel.RoundRobin())
     assert not ours()
     trainer.step(*toy.vectors()[0])
-    assert len(ours()) == 3 * 4 + 1
+    assert len(ours()) == 3 * 5 + 1
     trainer.close()
     assert not ours()
     trainer.close()

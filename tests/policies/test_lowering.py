@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from roundel.policies.layer_to_layer import LayerToLayer
 from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
 from roundel.policies.plan import Weights
@@ -213,11 +214,35 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
     program = lower([plan], make_work(3, 1, 1, **BYTES))
     rows = lanes(program)
-    assert rows["gpu0 compute"] == ["0:3F0", "0:3B0", "update 2", "update 1", "update 0"]
-    assert rows["gpu0 h2d"] == [f"upload {layer}" for layer in (0, 1, 2, 2, 1, 0)]
-    assert rows["gpu0 d2h"] == ["download 2", "download 1", "download 0"]
-    assert ("update 2", "upload 0") in dependencies(program)
-    assert ("update 1", "upload 0") not in dependencies(program)
+    assert rows["gpu0 compute"] == ["0:3F0", "0:3B0"]
+    assert rows["gpu0 h2d"] == [f"upload {layer}" for layer in (0, 1, 2)]
+    # Nothing that an op waits for is behind them.
+    assert rows["gpu0 optimizer"] == [f"upload {layer}" for layer in (2, 1, 0)]
+    assert rows["gpu0 d2h"] == [
+        *("update 2", "download 2"),
+        *("update 1", "download 1"),
+        *("update 0", "download 0"),
+    ]
+    assert {("download 2", "upload 0"), ("0:3B0", "update 2")} <= dependencies(program)
+    assert ("download 1", "upload 0") not in dependencies(program)
+
+
+def test_of_visits_at_the_same_time_one_updates_in_turns_and_gets_the_others_gradients() -> None:
+    policy = LayerToLayer((1, 1, 1), (1, 1, 1, 1), optimizer_on="device")
+    work = make_work(4, 2, 4, **BYTES)
+    program = lower([policy.plan(work, 0)], work)
+    rows = lanes(program)
+    assert [row for row in rows["gpu0 d2h"] if "update" in row] == ["update 2", "update 0"]
+    assert [row for row in rows["gpu1 d2h"] if "update" in row] == ["update 3", "update 1"]
+    sends = np.flatnonzero(program.kind == KIND_CODE["send"])
+    ends = zip(program.first[sends], program.source[sends], program.target[sends], strict=True)
+    assert sorted(map(tuple, ends)) == [(0, 1, 0), (1, 0, 1), (2, 1, 0), (3, 0, 1)]
+    assert program.nbytes[sends].tolist() == [4] * 4
+    downs = program.nbytes[program.kind == KIND_CODE["download"]]
+    assert downs.tolist() == [24 + 4] * 4  # No gradient takes the host's way.
+    # A gradient comes when the visit there has let go of what it saved.
+    before = dependencies(program)
+    assert {("3:4B1", "send 3>1"), ("3:4B3", "send 3>1"), ("send 3>1", "update 3")} <= before
 
 
 @pytest.mark.parametrize("weights", ["streamed", "resident"])
@@ -250,16 +275,15 @@ def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_devi
         activations="host",
     )
     program = lower([plan], make_work(2, 1, 2, **BYTES))
-    assert lanes(program)["gpu0 compute"][5:] == (
-        ["0:1F1", "1:2F1", "1:2B1", "update 1", "0:1R1", "0:1B1", "update 0"]
-    )
     d2h = program.lane_tasks[program.lane_start[2] : program.lane_start[3]]
-    assert [(int(program.first[task]), int(program.nbytes[task])) for task in d2h] == (
-        [(1, 4), (0, 4), (1, 24 + 4), (0, 24 + 4)]  # gradients, then states with new weights
-    )
-    h2d = program.lane_tasks[program.lane_start[1] : program.lane_start[2]]
-    states = [int(program.nbytes[task]) for task in h2d if program.nbytes[task] > 4]
-    assert states == [24 + 4, 24 + 4]  # states with the first round's gradients
+    assert [(int(program.first[task]), int(program.nbytes[task])) for task in d2h] == [
+        *((1, 4), (0, 4)),  # gradients
+        *((1, 0), (1, 24 + 4)),  # an update, then its state with the new weights
+        *((0, 0), (0, 24 + 4)),
+    ]
+    ups = program.lane_tasks[program.lane_start[4] : program.lane_start[5]]
+    # States with the first round's gradients.
+    assert program.nbytes[ups].tolist() == [24 + 4, 24 + 4]
 
 
 def test_clipping_waits_for_every_gradient() -> None:

@@ -9,12 +9,14 @@ from roundel.auto import candidates
 def test_round_robin_in_several_places_and_rounds() -> None:
     found = candidates({}, microbatches=8)
     ours = {name: each for name, each in found.items() if isinstance(each, roundel.RoundRobin)}
-    assert set(ours) == {
+    assert len(ours) == 8
+    assert {
         "round-robin",
         "round-robin, one round",
         "round-robin, activations on the device",
         "round-robin, states through the device",
-    }
+        "round-robin, one round, activations on the device, states through the device",
+    } <= set(ours)
     assert ours["round-robin, one round"].round_size == 8
     assert all(each.recompute == "early" for each in ours.values())
     assert "layer-to-layer, activations on the device" in found
@@ -36,7 +38,7 @@ def test_what_was_asked_for_is_not_changed(knobs: dict, gone: str) -> None:
     assert f"round-robin, {gone}" not in found
     ((knob, value),) = knobs.items()
     ours = [each for each in found.values() if isinstance(each, roundel.RoundRobin)]
-    assert len(ours) == 3
+    assert len(ours) == 4
     assert all(getattr(each, knob) == value for each in ours)
 
 

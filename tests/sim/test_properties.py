@@ -164,9 +164,10 @@ def test_the_same_times_as_an_evaluator_of_a_few_lines(
         for layer in work.trace.layers
     )
     # With every op as long as a hop, sends do not queue, which the evaluator does not know;
-    # unless an op has two, one of them for a recompute elsewhere.
+    # unless an op has two, one of them for a recompute elsewhere. Nor does it know gradients that
+    # are sent to the device that updates.
     if isinstance(policy, Streamed):
-        policy = replace(policy, activations="host")
+        policy = replace(policy, activations="host", optimizer_on="host")
     work = Work(
         work.trace.model_copy(update={"layers": slow}),
         ideal_machine(work.devices, hop_ns),
