@@ -50,7 +50,7 @@ class HostCopies:
     @torch.no_grad()
     def refresh(self, step: int) -> None:
         """Write the masters' values into the copy of step number `step`."""
-        pairs = [(view, self._parameters[name].data) for name, view in self.named(step).items()]
-        copy_each(
-            [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
-        )
+        masters = {name: self._parameters[name].data for name in self.named(step)}
+        copy_each([(view, masters[name]) for name, view in self.named(step).items()])
+        for device in {each.device for each in masters.values() if each.device.type == "cuda"}:
+            torch.cuda.current_stream(device).synchronize()

@@ -11,7 +11,7 @@ from .layers import Layers, WeightCopy
 from .masters import Masters
 from .quantised import parts_of, rebuilt
 from .streams import Stream
-from .values import read_on_current_stream
+from .values import copy_each, read_on_current_stream
 
 
 class Transit:
@@ -27,6 +27,7 @@ class Transit:
         self._layers, self._masters, self._copies, self._pin = layers, masters, copies, pin
         self._homes: dict[nn.Parameter, Tensor] = {}
         self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._visits: dict[int, WeightCopy] = {}
 
     def up(self, layer: int, device: torch.device, reader: Stream) -> None:
         """Bring what an update needs to a device, on the current stream; `reader` updates."""
@@ -54,7 +55,11 @@ class Transit:
         return _place_for(part, self._pin).copy_(part)
 
     def take(self, layer: int, weights: WeightCopy) -> None:
-        """Have a visit's copy of the weights updated, where the masters lie in its source."""
+        """Have a visit's copy of the weights updated, where the masters lie in its source.
+
+        Elsewhere it takes the new weights on their way down, in the dtype that is computed in.
+        """
+        self._visits[layer] = weights
         for name, each in self._trained(layer).items():
             if name in self._copies[layer].lent:
                 each.data = weights.parameters[name].data
@@ -68,7 +73,9 @@ class Transit:
         What uploads read for the step after number `step` has the new weights then.
         """
         copies, trained = self._copies[layer], self._trained(layer)
-        copies.refresh(step)
+        visit, places = self._visits.pop(layer).parameters, copies.named(step)
+        copy_each([(visit[name].data, each.data) for name, each in trained.items()])
+        copy_each([(places[name], visit[name].data) for name in trained])
         for name, each in trained.items():
             if name not in copies.lent:
                 self._homes[each].copy_(each.data, non_blocking=True)

@@ -78,10 +78,15 @@ def copied(value: Value, device: torch.device, reader: Stream) -> Value:
 
 
 def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second of each pair to the first: all in one call, for one turn at Python's lock."""
+    """Copy the second of each pair to the first: all in one call, for one turn at Python's lock.
+
+    Those that are the same memory stay. To or from a GPU it is done in the order of the current
+    stream; nobody waits.
+    """
+    pairs = [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
     if pairs:
         targets, sources = zip(*pairs, strict=True)
-        torch._foreach_copy_(list(targets), list(sources))
+        torch._foreach_copy_(list(targets), list(sources), non_blocking=True)
 
 
 def add_each(pairs: list[tuple[Tensor, Tensor]]) -> None:

@@ -26,6 +26,12 @@ FINER = 4
 FITTED = 4
 """Of how many of them, quickest first, the memory is looked at."""
 
+SPARE = 0.05
+"""Of the memory is left free by cuts that take more of it to be quicker.
+
+A plan counts what it holds; allocators need room beside.
+"""
+
 STEPS = 4
 """Steps over which the steady time of a stale step is taken."""
 
@@ -113,14 +119,18 @@ class Streamed(ABC):
         ends = order_of(table, Visits.of(table)).step_end_ns
         return int(ends[0] if steps == 1 else ends[-1] - ends[0]) // max(1, steps - 1)
 
-    def fits(self, work: Work, cut: AsymmetricCut) -> bool:
-        """Whether a step with this cut keeps within the devices' memory.
+    def fits(self, work: Work, cut: AsymmetricCut, share: float = 1.0) -> bool:
+        """Whether a step with this cut keeps within this share of the devices' memory.
 
         Of stale ones two: each begins while the one before it ends.
         """
         steps = 1 if self.optimizer == "sync" else 2
         program = lower([self.plan_with(work, step, cut) for step in range(steps)], work)
-        return all(not curve.over_bytes for curve in estimated_memory(program, self.name)[:-1])
+        curves = estimated_memory(program, self.name)[:-1]
+        return all(
+            not curve.limit_bytes or curve.peak_bytes <= share * curve.limit_bytes
+            for curve in curves
+        )
 
     def enough(self, work: Work) -> int:
         """So many microbatches that more tell no more about a cut."""
@@ -150,7 +160,7 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
             return descended(
                 found,
                 lambda cut: policy.step_ns(short, cut),
-                lambda cut: not limit or policy.fits(work, cut),
+                lambda cut: not limit or policy.fits(work, cut, 1 - SPARE),
             )
         if found:
             return found

@@ -9,6 +9,7 @@ from torch import nn
 
 import roundel
 from roundel.executor.host_memory import host_bytes
+from roundel.executor.layers import WeightCopy
 from roundel.executor.trainer import Trainer
 
 from . import toy
@@ -121,5 +122,10 @@ def test_what_goes_up_and_what_does_not() -> None:
         assert weight.data_ptr() == place
         up = {name for name, each in state.items() if each.data_ptr() != at_home[name]}
         assert up == {"exp_avg", "exp_avg_sq"}
+        copies = machinery.host_copies[2]
+        flat = copies.flat(0).clone().to(toy.DEVICE)
+        machinery.transit.take(2, WeightCopy(copies.layout.parameters(flat), flat))
+        assert weight.data_ptr() != place
         machinery.transit.down(2, 0)
         assert {name: each.data_ptr() for name, each in state.items()} == at_home
+        assert weight.data_ptr() == place
