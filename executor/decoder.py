@@ -1,5 +1,7 @@
 """A decoder like Llama's in plain PyTorch, as a list of layers."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -111,15 +113,28 @@ class Head(nn.Module):
 
 
 def rotary_angles(value: Tensor, base: float = ROTARY_BASE) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (sequence, size / 2) to turn (batch, heads, sequence, size) by.
+    """What to turn (batch, heads, sequence, size) by: two tensors of (sequence, size).
 
-    Rotary position embedding, arXiv 2104.09864.
+    Rotary position embedding, arXiv 2104.09864: the cosines, and the sines of which the first half
+    is negative. Made once for a length, dtype and device.
     """
-    half = value.shape[-1] // 2
-    steps = torch.arange(half, device=value.device, dtype=torch.float32) / half
-    places = torch.arange(value.shape[-2], device=value.device, dtype=torch.float32)
+    return _angles(value.shape[-2], value.shape[-1], base, value.dtype, value.device)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _angles(
+    length: int, size: int, base: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(size // 2, device=device, dtype=torch.float32) / (size // 2)
+    places = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(places, base**-steps)
-    return angles.cos().to(value.dtype), angles.sin().to(value.dtype)
+    cos, sin = angles.cos(), angles.sin()
+    made = torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+    if device.type == "cuda":
+        # Other streams will read them too.
+        torch.cuda.current_stream(device).synchronize()
+    return made
 
 
 def rotated(value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -127,9 +142,8 @@ def rotated(value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Element i of the first half turns with element i of the second, as in Llama's checkpoints.
     """
-    half = value.shape[-1] // 2
-    first, second = value[..., :half], value[..., half:]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    swapped = value.roll(value.shape[-1] // 2, dims=-1)
+    return torch.addcmul(value * cos, swapped, sin)
 
 
 def decoder_layers(
