@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def timed(
         wait()
         times.append(time.perf_counter() - start)
     counted = times[WARM_UP:]
-    seconds = sorted(counted)[len(counted) // 2]
+    seconds = median(counted)
     return {
         "losses": losses,
         "step_s": times,

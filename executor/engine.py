@@ -27,7 +27,8 @@ HOST = torch.device("cpu")
 class Machinery:
     """What outlives a step: devices, weights on them, masters, and what uploads read.
 
-    `streams` are the devices' compute streams, `update_streams` those of states that pass through.
+    `streams` are the devices' compute streams. States that pass through are updated there, or on
+    `update_streams`.
     """
 
     def __init__(
@@ -229,8 +230,10 @@ class StepEngine:
     def _send_gradients(self, task: int, target: int) -> None:
         """Gradients of a visit to the device that updates their layer."""
         machinery, grads = self._machinery, self._staged.pop(task)
-        device, reader = machinery.devices[target], machinery.update_streams[target]
+        device, reader = machinery.devices[target], machinery.streams[target]
         copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
+        for each in copies.values():
+            machinery.update_streams[target].reads(each)
         self._book.add(int(self._program.first[task]), copies, task)
 
     def _send_shared(self, task: int, source: int, target: int) -> None:
@@ -282,8 +285,8 @@ class StepEngine:
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
-            stream = machinery.update_streams[device]
-            machinery.transit.up(layer, machinery.devices[device], stream)
+            readers = machinery.streams[device], machinery.update_streams[device]
+            machinery.transit.up(layer, machinery.devices[device], readers)
 
     def _upload_weights(self, task: int, device: int, layer: int) -> None:
         machinery = self._machinery

@@ -1,6 +1,6 @@
 """Transit: masters and optimizer states that lie on the host and are updated on a device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,13 @@ class Transit:
         self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._visits: dict[int, WeightCopy] = {}
 
-    def up(self, layer: int, device: torch.device, reader: Stream) -> None:
-        """Bring what an update needs to a device, on the current stream; `reader` updates."""
+    def up(self, layer: int, device: torch.device, readers: Sequence[Stream]) -> None:
+        """Bring what an update needs to a device, on the current stream; `readers` may update."""
 
         def sent(part: Tensor) -> Tensor:
             copy = part.to(device, non_blocking=True, copy=True)
-            reader.reads(copy)
+            for reader in readers:
+                reader.reads(copy)
             return copy
 
         for name, each in self._trained(layer).items():

@@ -61,8 +61,11 @@ def update_in_transit(
             builder, table, visits, ends.rows(rows), ends_key[rows], partial
         )
     ups, updates, downs = tasks
-    same = ends.device[2:] == ends.device[:-2]
-    builder.depend(np.where(same, downs[:-2], -1), ups[2:])
+    # The first come when their visit has let go of what it saved, the others when one is down.
+    gate = visits.last_row[ends.visit]
+    same = np.flatnonzero(ends.device[2:] == ends.device[:-2]) + 2
+    gate[same] = downs[same - 2]
+    builder.depend(gate, ups)
     updated.task.reshape(-1)[ends.cell] = downs
     task_of = np.full((2, updated_cells(table)), -1, dtype=np.int64)
     task_of[:, ends.cell] = ups, updates
@@ -170,7 +173,7 @@ def _pass_through(
     updates = builder.tasks(
         len(batch.cell),
         kind=KIND_CODE["update"],
-        lane=builder.lane(batch.device, "d2h"),
+        lane=_lane_of_updates(builder, table, batch),
         **place,
         duration_ns=update_ns(table, batch.layer, device_rate(table, batch.device)),
         source=batch.device,
@@ -190,6 +193,13 @@ def _pass_through(
     hold_room(builder, table, batch.layer, batch.device, updates)
     hold_gradients(builder, table, batch, updates)
     return ups, updates, downs
+
+
+def _lane_of_updates(builder: ProgramBuilder, table: OpTable, batch: Made) -> Ints:
+    """Beside the ops; an update that needs room takes its turn among them, for it may be theirs."""
+    room = table.work.layer_bytes("update_workspace_bytes")[batch.layer]
+    beside, among = (builder.lane(batch.device, kind) for kind in ("d2h", "compute"))
+    return np.where(room > 0, among, beside)
 
 
 def updated_cells(table: OpTable) -> int:
