@@ -183,10 +183,14 @@ def _run_apart(name: str, arguments: Arguments) -> str:
     for path in (reason, arguments.out / f"{name}.result.json"):
         path.unlink(missing_ok=True)
     call = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+    # Near a cap memory in pieces is no good to anybody; `roundel train` sets this, too.
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ}
     # A session of its own, so that whatever it started ends with it.
     with (
         log.open("w") as written,
-        subprocess.Popen(call, stdout=written, stderr=written, start_new_session=True) as process,
+        subprocess.Popen(
+            call, stdout=written, stderr=written, start_new_session=True, env=environment
+        ) as process,
     ):
         try:
             status = process.wait(arguments.timeout)

@@ -196,10 +196,13 @@ def _pass_through(
 
 
 def _lane_of_updates(builder: ProgramBuilder, table: OpTable, batch: Made) -> Ints:
-    """Beside the ops; an update that needs room takes its turn among them, for it may be theirs."""
-    room = table.work.layer_bytes("update_workspace_bytes")[batch.layer]
+    """Beside the ops; where it needs more room than its state has, among them: it may be theirs."""
+    room, state = (
+        table.work.layer_bytes(field)[batch.layer]
+        for field in ("update_workspace_bytes", "optimizer_bytes")
+    )
     beside, among = (builder.lane(batch.device, kind) for kind in ("d2h", "compute"))
-    return np.where(room > 0, among, beside)
+    return np.where(room > state, among, beside)
 
 
 def updated_cells(table: OpTable) -> int:

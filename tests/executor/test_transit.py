@@ -10,7 +10,10 @@ from torch import nn
 import roundel
 from roundel.executor.host_memory import host_bytes
 from roundel.executor.layers import WeightCopy
+from roundel.executor.optimizer_bytes import OptimizerBytes
 from roundel.executor.trainer import Trainer
+from roundel.policies.plan import Optimizer
+from roundel.policies.streamed import Streamed
 
 from . import toy
 
@@ -81,6 +84,27 @@ def test_nothing_moves_on_the_host_from_step_to_step(optimizer: str, dtype: torc
         ]
         # One copy of the weights is all that the host has, where no other is needed.
         assert set(within) == {optimizer == "sync" and compute is None}
+
+
+@pytest.mark.parametrize("optimizer", ["sync", "stale"])
+@pytest.mark.parametrize("kind", [roundel.RoundRobin, roundel.LayerToLayer])
+def test_an_update_among_the_ops_is_the_same(
+    kind: type[Streamed], optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Updates that need more room than their state has are on the compute lane."""
+    monkeypatch.setattr(
+        "roundel.executor.trainer.optimizer_bytes", lambda *rest: OptimizerBytes(16.0, room=17.0)
+    )
+    policy = kind(**toy.CUTS, optimizer_on="device", optimizer=optimizer)
+    batches = toy.vectors()
+    expected = (toy.plain if optimizer == "sync" else toy.one_step_stale)(
+        toy.blocks(), mse, batches
+    )
+    for race in range(3):
+        losses, weights = toy.train(toy.blocks(), mse, batches, policy, race=race)
+        assert losses == pytest.approx(expected[0], rel=1e-12)
+        for each, other in zip(weights, expected[1], strict=True):
+            torch.testing.assert_close(each, other, rtol=1e-9, atol=1e-12)
 
 
 def test_states_of_four_bits_pass_through_a_device() -> None:

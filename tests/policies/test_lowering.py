@@ -227,6 +227,16 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     assert ("download 1", "upload 0") not in dependencies(program)
 
 
+@pytest.mark.parametrize(("room", "lane"), [(24, "gpu0 d2h"), (25, "gpu0 compute")])
+def test_an_update_that_needs_much_room_takes_its_turn_among_the_ops(room: int, lane: str) -> None:
+    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    program = lower([plan], make_work(3, 1, 1, **BYTES, update_workspace_bytes=room))
+    rows = lanes(program)
+    updates = [f"update {layer}" for layer in (2, 1, 0)]
+    assert [row for row in rows[lane] if "update" in row] == updates
+    assert ("update 2", "download 2") in dependencies(program)
+
+
 def test_of_visits_at_the_same_time_one_updates_in_turns_and_gets_the_others_gradients() -> None:
     policy = LayerToLayer((1, 1, 1), (1, 1, 1, 1), optimizer_on="device")
     work = make_work(4, 2, 4, **BYTES)
