@@ -14,6 +14,7 @@ from .made_gradients import (
     earliest_of,
     hold_gradients,
     hold_room,
+    in_order_of_steps,
     is_tied,
     made_gradients,
     update_ns,
@@ -97,12 +98,15 @@ def _update_on_host(
     rows, due = due_updates(table, made)
     cells, which = np.unique(due, return_inverse=True)
     # Of updates that become possible together the last layer's comes first, as gradients do.
-    cells, which = cells[::-1], len(cells) - 1 - which
     step, layer = np.divmod(cells, table.work.layers)
+    first = np.lexsort((-layer, step))
+    cells, step, layer = cells[first], step[first], layer[first]
+    which = np.argsort(first)[which]
     key = np.full(len(cells), -1, dtype=np.int64)
     np.maximum.at(key, which, order.rank[made.last_grad[rows]])
     if norms is not None:
         key = np.maximum(key, order.norm_rank[step])
+    key = in_order_of_steps(table, cells, key)
     updates = builder.tasks(
         len(cells),
         kind=KIND_CODE["update"],

@@ -13,6 +13,7 @@ from .made_gradients import (
     earliest_of,
     hold_gradients,
     hold_room,
+    in_order_of_steps,
     is_tied,
     update_ns,
 )
@@ -45,6 +46,7 @@ def update_in_transit(
     key = np.full(len(cells), -1, dtype=np.int64)
     both = final | together
     np.maximum.at(key, which[both], order.rank[visits.last_row[made.visit[both]]])
+    key = in_order_of_steps(table, cells, key)
     chosen = np.flatnonzero(final)
     chosen = chosen[np.lexsort((chosen, key[which[chosen]], made.device[chosen]))]
     ends, ends_key = made.rows(chosen), key[which[chosen]]
@@ -54,7 +56,7 @@ def update_in_transit(
     sent = made.rows(np.flatnonzero(together))
     sends = _send_gradients(builder, table, visits, sent, ends, key[which[together]])
     tasks = np.full((3, len(chosen)), -1, dtype=np.int64)
-    turn = _turns(ends.device, ends_key)
+    turn = _turns(ends.step, ends_key)
     for number in range(int(turn.max(initial=-1)) + 1):
         rows = np.flatnonzero(turn == number)
         tasks[:, rows] = _pass_through(
@@ -66,6 +68,9 @@ def update_in_transit(
     same = np.flatnonzero(ends.device[2:] == ends.device[:-2]) + 2
     gate[same] = downs[same - 2]
     builder.depend(gate, ups)
+    by_layer = np.lexsort((ends.step, ends.layer))
+    same = np.diff(ends.layer[by_layer]) == 0
+    builder.depend(downs[by_layer[:-1][same]], ups[by_layer[1:][same]])
     updated.task.reshape(-1)[ends.cell] = downs
     task_of = np.full((2, updated_cells(table)), -1, dtype=np.int64)
     task_of[:, ends.cell] = ups, updates
@@ -135,12 +140,17 @@ def _send_gradients(
     return sends
 
 
-def _turns(device: Ints, key: Ints) -> Ints:
-    """Each row's number among those in a row of the same device and key."""
-    changes = (np.diff(device, prepend=-1) != 0) | (np.diff(key, prepend=-1) != 0)
-    starts = np.flatnonzero(changes)
-    sizes = np.diff(np.append(starts, len(device)))
-    return np.arange(len(device)) - np.repeat(starts, sizes)
+def _turns(step: Ints, key: Ints) -> Ints:
+    """Each row's number among those of the same key, earlier steps' first.
+
+    Tasks are made turn by turn, so that one which waits for another of its key has a higher number.
+    """
+    by_key = np.lexsort((step, key))
+    starts = np.flatnonzero(np.diff(key[by_key], prepend=-2))
+    sizes = np.diff(np.append(starts, len(key)))
+    turns = np.empty(len(key), dtype=np.int64)
+    turns[by_key] = np.arange(len(key)) - np.repeat(starts, sizes)
+    return turns
 
 
 def _pass_through(

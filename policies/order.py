@@ -72,7 +72,8 @@ def _data_edges(table: OpTable) -> list[tuple[Ints, Ints]]:
 
 def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
     rows, layers, steps = len(table.kind), table.work.layers, table.steps
-    norm = rows + steps * layers
+    updates = steps * layers
+    norm = rows + updates
     makes, made = visits.layers(np.flatnonzero(visits.last_grad >= 0))
     uses, used = visits.layers(np.arange(len(visits.step)))
     source = visits.step[uses] - update_lag(table)
@@ -85,6 +86,8 @@ def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
         (rows + source * layers + used, visits.first_row[uses]),
         (rows + source * layers + owner[used], visits.first_row[uses]),
         _tied_edges(table, rows),
+        # A layer's updates come one after the other, whichever step's gradients are sooner there.
+        (np.arange(rows, rows + updates - layers), np.arange(rows + layers, rows + updates)),
     ]
     if table.rules.clip:
         every = np.arange(steps * layers)
