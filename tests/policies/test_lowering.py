@@ -8,11 +8,14 @@ import pytest
 from roundel.policies.layer_to_layer import LayerToLayer
 from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
-from roundel.policies.plan import Weights
+from roundel.policies.plan import Place, Weights
 from roundel.policies.program import LABELS
+from roundel.policies.round_robin import RoundRobin
+from roundel.policies.work import Work
+from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import KIND_CODE
 
-from ..costs import make_work
+from ..costs import make_machine, make_trace, make_work
 from .lanes import dependencies, lanes
 from .test_plan import plan_of
 
@@ -275,6 +278,25 @@ def test_an_update_on_a_device_has_room_while_it_runs(weights: Weights) -> None:
         assert user == buffers.alloc[room]
         assert program.kind[user] == KIND_CODE["update"]
         assert program.first[user] == buffers.nbytes[room] - 1000
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_updates_of_a_layer_come_in_the_order_of_the_steps(place: Place) -> None:
+    """Stale steps on several devices at the same time: a later one may have its gradients first."""
+    policy = RoundRobin((), (1,), optimizer="stale", optimizer_on=place)
+    work = Work(make_trace(1, **BYTES), make_machine(3, params_per_s=10**9), 1)
+    program = lower([policy.plan(work, step) for step in range(6)], work)
+    timeline = simulate_program(program, "test")
+    updates = np.flatnonzero(program.kind == KIND_CODE["update"])
+    updates = updates[np.argsort(program.step[updates])]
+    assert program.step[updates].tolist() == list(range(6))
+    ends = timeline.end_ns[updates]
+    if place == "device":
+        # The state must be down before it goes up again, to whichever device.
+        follows = np.isin(program.dep_before, updates)
+        downs = program.dep_after[follows]
+        ends = timeline.end_ns[downs[np.argsort(program.step[downs])]]
+    assert (timeline.start_ns[updates[1:]] >= ends[:-1]).all()
 
 
 def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_device() -> None:
