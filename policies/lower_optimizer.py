@@ -102,11 +102,11 @@ def _update_on_host(
     first = np.lexsort((-layer, step))
     cells, step, layer = cells[first], step[first], layer[first]
     which = np.argsort(first)[which]
-    key = np.full(len(cells), -1, dtype=np.int64)
-    np.maximum.at(key, which, order.rank[made.last_grad[rows]])
+    latest = np.full(len(cells), -1, dtype=np.int64)
+    np.maximum.at(latest, which, order.rank[made.last_grad[rows]])
     if norms is not None:
-        key = np.maximum(key, order.norm_rank[step])
-    key = in_order_of_steps(table, cells, key)
+        latest = np.maximum(latest, order.norm_rank[step])
+    key = in_order_of_steps(table, cells, latest)
     updates = builder.tasks(
         len(cells),
         kind=KIND_CODE["update"],

@@ -43,10 +43,10 @@ def update_in_transit(
         )
     final, together = _who_updates(table, visits, order, made)
     cells, which = np.unique(made.cell, return_inverse=True)
-    key = np.full(len(cells), -1, dtype=np.int64)
+    latest = np.full(len(cells), -1, dtype=np.int64)
     both = final | together
-    np.maximum.at(key, which[both], order.rank[visits.last_row[made.visit[both]]])
-    key = in_order_of_steps(table, cells, key)
+    np.maximum.at(latest, which[both], order.rank[visits.last_row[made.visit[both]]])
+    key = in_order_of_steps(table, cells, latest)
     chosen = np.flatnonzero(final)
     chosen = chosen[np.lexsort((chosen, key[which[chosen]], made.device[chosen]))]
     ends, ends_key = made.rows(chosen), key[which[chosen]]

@@ -68,11 +68,11 @@ def earliest_of(rank: Ints, which: Ints, count: int) -> Ints:
     return by_group[np.searchsorted(which[by_group], np.arange(count))]
 
 
-def in_order_of_steps(table: OpTable, cells: Ints, key: Ints) -> Ints:
+def in_order_of_steps(table: OpTable, cells: Ints, key: Ints) -> NDArray[np.int64]:
     """Keys of these (step, layer) cells, each at least that of the layer's step before."""
     every = np.full((table.steps, table.work.layers), -1, dtype=np.int64)
     every.reshape(-1)[cells] = key
-    return np.maximum.accumulate(every).reshape(-1)[cells]
+    return np.asarray(np.maximum.accumulate(every).reshape(-1)[cells])
 
 
 def hold_gradients(builder: ProgramBuilder, table: OpTable, made: Made, until: Ints) -> None:
