@@ -118,7 +118,11 @@ def rotary_angles(value: Tensor, base: float = ROTARY_BASE) -> tuple[Tensor, Ten
     Rotary position embedding, arXiv 2104.09864: the cosines, and the sines of which the first half
     is negative. Made once for a length, dtype and device.
     """
-    return _angles(value.shape[-2], value.shape[-1], base, value.dtype, value.device)
+    made = _angles(value.shape[-2], value.shape[-1], base, value.dtype, value.device)
+    if value.device.type == "cuda":
+        for each in made:
+            each.record_stream(torch.cuda.current_stream(value.device))
+    return made
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..policies.program import Program
+from ..traces.timeline import KIND_CODE
 from .streams import Mark, Stream
 
 Handler = Callable[[int], None]
@@ -135,12 +136,12 @@ class LaneThread:
                 if earlier.failure is not None:
                     run.fail(earlier.failure)
                     return
-                self._wait(earlier.ended[before])
+                self._wait(earlier.ended[before], False)
             for before in run.before(task):
                 run.issued[before].wait()
                 if run.failure is not None:
                     return
-                self._wait(run.ended[before])
+                self._wait(run.ended[before], _takes_freed_memory(run.program, task))
             if run.failure is not None:
                 return
             if place >= AHEAD:
@@ -150,11 +151,16 @@ class LaneThread:
             run.ended[task] = self.stream.record()
             run.issued[task].set()
 
-    def _wait(self, mark: Mark | None) -> None:
-        if self._blocks:
+    def _wait(self, mark: Mark | None, blocks: bool) -> None:
+        if self._blocks or blocks:
             _reached(mark).block()
         else:
             self.stream.wait(_reached(mark))
+
+
+def _takes_freed_memory(program: Program, task: int) -> bool:
+    """Gradients of a layer that are sent to another device, where a visit made room for them."""
+    return bool(program.kind[task] == KIND_CODE["send"] and program.microbatch[task] < 0)
 
 
 def _reached(mark: Mark | None) -> Mark:
