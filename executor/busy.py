@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from .measure_links import COPY_BYTES, Copy, make_copy
+from .places import gpus_of
 
 SIDE = 2048
 LAUNCHES = 60
@@ -17,8 +18,9 @@ LAUNCHES = 60
 def kept_busy(devices: Sequence[torch.device]) -> Iterator[None]:
     """Each GPU computes and copies both ways in here, by a thread of its own; the CPU does not."""
     stop = threading.Event()
-    gpus = {device for device in devices if device.type == "cuda"}
-    threads = [threading.Thread(target=_work, args=(gpu, stop), daemon=True) for gpu in gpus]
+    threads = [
+        threading.Thread(target=_work, args=(gpu, stop), daemon=True) for gpu in gpus_of(devices)
+    ]
     for thread in threads:
         thread.start()
     try:

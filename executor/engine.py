@@ -217,24 +217,16 @@ class StepEngine:
         copy = copied(value, machinery.devices[target], reader=machinery.streams[target])
         self._store.put(Key(label, target, layer, microbatch), copy, owned=True)
 
-    def _take_over(self, layer: int, weights: WeightCopy) -> None:
-        """What the last visit to a layer leaves for its update, which runs beside further ops."""
-        grads = weights.take_gradients()
-        for each in grads.values():
-            read_on_current_stream(each)
-        self._book.add(layer, grads)
-        self._machinery.transit.take(layer, weights)
-        if self._poison and weights.flat is not None:
-            weights.flat.fill_(255)
-
     def _send_gradients(self, task: int, target: int) -> None:
         """Gradients of a visit to the device that updates their layer."""
-        machinery, grads = self._machinery, self._staged.pop(task)
-        device, reader = machinery.devices[target], machinery.streams[target]
-        copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
+        copies = self._copies(self._staged.pop(task), target)
         for each in copies.values():
-            machinery.update_streams[target].reads(each)
+            self._machinery.update_streams[target].reads(each)
         self._book.add(int(self._program.first[task]), copies, task)
+
+    def _copies(self, grads: dict[str, Tensor], target: int) -> dict[str, Tensor]:
+        device, reader = self._machinery.devices[target], self._machinery.streams[target]
+        return {name: copied(each, device, reader=reader) for name, each in grads.items()}
 
     def _send_shared(self, task: int, source: int, target: int) -> None:
         """Gradients of shared parameters to their owner's device, or their new values back."""
@@ -242,9 +234,7 @@ class StepEngine:
         if layer in machinery.weights[source].held():
             names = machinery.layers.shared_by(layer)
             grads = self._weights(source, layer).take_gradients(names)
-            device, reader = machinery.devices[target], machinery.streams[target]
-            copies = {name: copied(each, device, reader=reader) for name, each in grads.items()}
-            self._book.add(layer, copies, task)
+            self._book.add(layer, self._copies(grads, target), task)
         else:
             refresh_resident(machinery.layers, layer, self._weights(target, layer))
 
@@ -333,6 +323,16 @@ class StepEngine:
         for device, weights in enumerate(self._machinery.weights):
             for layer in weights.held():
                 self._book.add(layer, self._weights(device, layer).take_gradients())
+
+    def _take_over(self, layer: int, weights: WeightCopy) -> None:
+        """What the last visit to a layer leaves for its update, which runs beside further ops."""
+        grads = weights.take_gradients()
+        for each in grads.values():
+            read_on_current_stream(each)
+        self._book.add(layer, grads)
+        self._machinery.transit.take(layer, weights)
+        if self._poison and weights.flat is not None:
+            weights.flat.fill_(255)
 
     def _update(self, task: int) -> None:
         layer, device = int(self._program.first[task]), int(self._program.source[task])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .host_memory import host_bytes
 from .layers import Layout
+from .places import gpus_of
 from .values import copy_each
 
 
@@ -52,5 +53,5 @@ class HostCopies:
         """Write the masters' values into the copy of step number `step`."""
         masters = {name: self._parameters[name].data for name in self.named(step)}
         copy_each([(view, masters[name]) for name, view in self.named(step).items()])
-        for device in {each.device for each in masters.values() if each.device.type == "cuda"}:
+        for device in gpus_of(each.device for each in masters.values()):
             torch.cuda.current_stream(device).synchronize()

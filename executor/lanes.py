@@ -131,17 +131,18 @@ class LaneThread:
 
     def _run(self, run: Run, tasks: list[int], handler: Handler) -> None:
         for place, task in enumerate(tasks):
+            blocks = self._blocks or _takes_freed_memory(run.program, task)
             for earlier, before in run.after.pop(task, ()):
                 earlier.issued[before].wait()
                 if earlier.failure is not None:
                     run.fail(earlier.failure)
                     return
-                self._wait(earlier.ended[before], False)
+                self._wait(earlier.ended[before], blocks)
             for before in run.before(task):
                 run.issued[before].wait()
                 if run.failure is not None:
                     return
-                self._wait(run.ended[before], _takes_freed_memory(run.program, task))
+                self._wait(run.ended[before], blocks)
             if run.failure is not None:
                 return
             if place >= AHEAD:
@@ -152,7 +153,7 @@ class LaneThread:
             run.issued[task].set()
 
     def _wait(self, mark: Mark | None, blocks: bool) -> None:
-        if self._blocks or blocks:
+        if blocks:
             _reached(mark).block()
         else:
             self.stream.wait(_reached(mark))

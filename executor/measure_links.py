@@ -80,15 +80,20 @@ def make_copy(source: torch.device, target: torch.device, nbytes: int) -> Copy:
 
 def shortest_ns(copies: Sequence[Copy], devices: Sequence[torch.device]) -> int:
     """The shortest time of these together, of some runs after a first one."""
+    return min(times_ns(copies, devices, REPEATS))
+
+
+def times_ns(copies: Sequence[Copy], devices: Sequence[torch.device], repeats: int) -> list[int]:
+    """The times of these together, of so many runs after a first one."""
     times = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         _wait(devices)
         start = time.perf_counter_ns()
         for copy in copies:
             copy()
         _wait(devices)
         times.append(time.perf_counter_ns() - start)
-    return min(times[1:])
+    return times[1:]
 
 
 def _wait(devices: Sequence[torch.device]) -> None:

@@ -1,6 +1,5 @@
 """The machine that a trainer has, as a Machine: memory, links and optimizers, measured briefly."""
 
-import time
 from collections.abc import Collection, Sequence
 from functools import partial
 from itertools import combinations
@@ -20,6 +19,7 @@ from .measure_links import (
     behind_one_channel,
     measured_link,
     shortest_ns,
+    times_ns,
 )
 from .measure_tasks import task_ns
 from .places import threads, threads_of_updates
@@ -118,13 +118,7 @@ def _sum(compute: torch.dtype | None) -> Copy:
 
 def _usual_ns(work: Copy) -> int:
     """The median time of work on the host, which others may hold up."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter_ns()
-        work()
-        times.append(time.perf_counter_ns() - start)
-    return round(median(times))
+    return round(median(times_ns([work], (torch.device("cpu"),), REPEATS)))
 
 
 def _per_s(nanoseconds: int) -> int:

@@ -1,7 +1,7 @@
 """Places to train on: devices by name, and how much memory they have."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -31,13 +31,17 @@ def find_devices(names: Sequence[str] | None = None) -> Devices:
     return [_found(name, count) for name in names]
 
 
+def gpus_of(devices: Iterable[torch.device]) -> set[torch.device]:
+    """The GPUs among these devices, each once."""
+    return {device for device in devices if device.type == "cuda"}
+
+
 def threads_of_updates(devices: Sequence[torch.device]) -> int:
     """Threads of an update on the host: two cores of each GPU are for those that launch its work.
 
     Where an update takes all, the one that shares its core holds up the others again and again.
     """
-    gpus = {device for device in devices if device.type == "cuda"}
-    return max(1, torch.get_num_threads() - 2 * len(gpus))
+    return max(1, torch.get_num_threads() - 2 * len(gpus_of(devices)))
 
 
 @contextmanager
@@ -82,15 +86,13 @@ _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 def count_peaks_anew(devices: Sequence[torch.device]) -> None:
     """Forget the peaks of GPU memory so far."""
-    for device in set(devices):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    for device in gpus_of(devices):
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(devices: Sequence[torch.device]) -> int | None:
     """The most that was allocated on any of the GPUs; None where there is none."""
-    cuda = {device for device in devices if device.type == "cuda"}
-    return max(map(torch.cuda.max_memory_allocated, cuda), default=None)
+    return max(map(torch.cuda.max_memory_allocated, gpus_of(devices)), default=None)
 
 
 def _memory(device: torch.device) -> int:

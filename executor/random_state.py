@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from .places import gpus_of
+
 
 def random_state(devices: Iterable[torch.device]) -> dict[str, Any]:
     """What all later random numbers depend on, in plain values and tensors."""
     numpy_state: Any = np.random.get_state(legacy=True)
     kind, keys, *rest = numpy_state
-    cuda = {each for each in devices if each.type == "cuda"}
     return {
         "torch": torch.get_rng_state(),
-        "cuda": {str(device): torch.cuda.get_rng_state(device) for device in cuda},
+        "cuda": {str(device): torch.cuda.get_rng_state(device) for device in gpus_of(devices)},
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
     }

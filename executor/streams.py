@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .places import gpus_of
+
 
 class Stream(Protocol):
     """Runs work in order. `record` marks a point in it, `wait` makes it wait for another's mark."""
@@ -129,7 +131,7 @@ IdleStreams = dict[int, torch.cuda.Stream]
 
 def idle_streams(devices: Sequence[torch.device]) -> IdleStreams:
     """A stream for each GPU that nothing runs on. To be kept: torch has few, which take turns."""
-    indices = {device.index for device in devices if device.type == "cuda"}
+    indices = {device.index for device in gpus_of(devices)}
     return {index: CudaStream(torch.device("cuda", index)).stream for index in sorted(indices)}
 
 

@@ -35,7 +35,7 @@ from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes
-from .places import host_memory, threads_of_updates
+from .places import gpus_of, host_memory, threads_of_updates
 from .program_tables import ProgramTables
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
@@ -164,7 +164,7 @@ class Trainer:
         bounds = [size * number // self.microbatches for number in range(self.microbatches + 1)]
         parts = split_batch(inputs, bounds), split_batch(targets, bounds)
         shares = [(stop - first) / size for first, stop in pairwise(bounds)]
-        cuda = {device.index for device in self.devices if device.type == "cuda"}
+        cuda = {device.index for device in gpus_of(self.devices)}
         switching = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         try:
@@ -344,7 +344,7 @@ class Trainer:
             raise InputError(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
 
     def _limit_cuda_memory(self) -> None:
-        for device in {device for device in self.devices if device.type == "cuda"}:
+        for device in gpus_of(self.devices):
             # What measuring and earlier trainers took is not for this one's steps; cuBLAS keeps
             # some for every stream that it has been used on.
             torch._C._cuda_clearCublasWorkspaces()
@@ -362,8 +362,7 @@ class Trainer:
             for kind in ("compute", "d2h")
         )
         needs = self.layers.needs_gradient()
-        gpus = {device for device in self.devices if device.type == "cuda"}
-        turns = Turns() if len(gpus) > 1 else None
+        turns = Turns() if len(gpus_of(self.devices)) > 1 else None
         computers = [
             Computer(device, self._loss_fn, self._randomness, self._autocast, needs, turns)
             for device in self.devices

@@ -71,7 +71,7 @@ class Transit:
     def down(self, layer: int, step: int) -> None:
         """Bring new weights and states to their places on the host, and wait until they are there.
 
-        What uploads read for the step after number `step` has the new weights then.
+        What uploads read for the next step that uses them has the new weights then.
         """
         copies, trained = self._copies[layer], self._trained(layer)
         visit, places = self._visits.pop(layer).parameters, copies.named(step)

@@ -63,6 +63,17 @@ class ProgramBuilder:
             len(device), **{"kind": KIND_CODE[kind], "lane": lanes, **ends, **columns}
         )
 
+    def sends(self, source: Ints, target: Ints, **columns: ArrayLike) -> Ints:
+        """Add one transfer from device to device per entry, on the source's lane."""
+        return self.tasks(
+            len(source),
+            kind=KIND_CODE["send"],
+            lane=self.lane(source, "peer"),
+            source=source,
+            target=target,
+            **columns,
+        )
+
     def lane(self, device: Ints, kind: LaneKind) -> Ints:
         """Lane numbers of one kind on the devices."""
         of_kind = [self._number[Lane(number, kind)] for number in range(self.work.devices)]

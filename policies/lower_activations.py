@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..traces.timeline import KIND_CODE, Ints
+from ..traces.timeline import Ints
 from .builder import ProgramBuilder
 from .flows import BACKWARD_SIDE, gradient_needs, loss_needs
 from .order import Order
@@ -104,14 +104,8 @@ def _hand_on(
     far = far[np.argsort(table.is_kind(R)[copies.first_use[far]], kind="stable")]
     maker, device = makers[far], copies.device[far]
     nbytes = copies.nbytes(table)[far]
-    sends = builder.tasks(
-        len(far),
-        kind=KIND_CODE["send"],
-        lane=builder.lane(table.device[maker], "peer"),
-        **_about(table, copies, far),
-        source=table.device[maker],
-        target=device,
-        key=order.rank[maker],
+    sends = builder.sends(
+        table.device[maker], device, **_about(table, copies, far), key=order.rank[maker]
     )
     builder.depend(maker, sends)
     builder.depend(sends, copies.first_use[far])

@@ -238,17 +238,14 @@ def _shared_sends(
 ) -> Ints:
     """Sends between the device of each row's layer and the device of its owner."""
     home, owner = home_of(table), table.work.owner[made.layer]
-    return builder.tasks(
-        len(made.cell),
-        kind=KIND_CODE["send"],
-        lane=builder.lane(source, "peer"),
+    return builder.sends(
+        source,
+        home[made.layer] + home[owner] - source,
         first=made.layer,
         stop=made.layer + 1,
         microbatch=-1,
         step=made.step,
         nbytes=table.work.layer_bytes("grad_bytes")[owner],
-        source=source,
-        target=home[made.layer] + home[owner] - source,
         key=key,
     )
 

@@ -54,7 +54,10 @@ def update_in_transit(
     partial = made.rows(np.flatnonzero(~both))
     downloads = download_gradients(builder, table, order, partial)
     sent = made.rows(np.flatnonzero(together))
-    sends = _send_gradients(builder, table, visits, sent, ends, key[which[together]])
+    end_of = np.full(updated_cells(table), -1, dtype=np.int64)
+    end_of[ends.cell] = np.arange(len(chosen))
+    target = ends.rows(end_of[sent.cell])
+    sends = _send_gradients(builder, table, visits, sent, target, key[which[together]])
     tasks = np.full((3, len(chosen)), -1, dtype=np.int64)
     turn = _turns(ends.step, ends_key)
     for number in range(int(turn.max(initial=-1)) + 1):
@@ -72,15 +75,12 @@ def update_in_transit(
     same = np.diff(ends.layer[by_layer]) == 0
     builder.depend(downs[by_layer[:-1][same]], ups[by_layer[1:][same]])
     updated.task.reshape(-1)[ends.cell] = downs
-    task_of = np.full((2, updated_cells(table)), -1, dtype=np.int64)
-    task_of[:, ends.cell] = ups, updates
-    builder.depend(downloads, task_of[0, partial.cell])
-    builder.depend(sends, task_of[1, sent.cell])
+    arrives, summed = ups[end_of[partial.cell]], updates[end_of[sent.cell]]
+    builder.depend(downloads, arrives)
+    builder.depend(sends, summed)
     nbytes = table.work.layer_bytes("grad_bytes")[sent.layer]
-    place = np.full(updated_cells(table), -1, dtype=np.int64)
-    place[ends.cell] = ends.device
-    builder.buffers("gradients", sent.layer, place[sent.cell], nbytes, sends, task_of[1, sent.cell])
-    _park(builder, table, order, partial, downloads, task_of[0])
+    builder.buffers("gradients", sent.layer, target.device, nbytes, sends, summed)
+    _park(builder, table, order, partial, downloads, arrives)
 
 
 def _who_updates(
@@ -108,34 +108,28 @@ def _who_updates(
 
 
 def _send_gradients(
-    builder: ProgramBuilder, table: OpTable, visits: Visits, sent: Made, ends: Made, key: Ints
+    builder: ProgramBuilder, table: OpTable, visits: Visits, sent: Made, target: Made, key: Ints
 ) -> Ints:
-    """Gradients to the device that updates their layer, whose visit has made room for them.
+    """Each row's gradients to the row's target, which updates; its visit has made room for them.
 
     Returns a task a row, -1 for no bytes.
     """
-    target, until = np.full((2, updated_cells(table)), -1, dtype=np.int64)
-    target[ends.cell] = ends.device
-    until[ends.cell] = visits.last_row[ends.visit]
     nbytes = table.work.layer_bytes("grad_bytes")[sent.layer]
     some = np.flatnonzero(nbytes > 0)
     chosen = sent.rows(some)
     sends = np.full(len(nbytes), -1, dtype=np.int64)
-    sends[some] = builder.tasks(
-        len(some),
-        kind=KIND_CODE["send"],
-        lane=builder.lane(chosen.device, "peer"),
+    sends[some] = builder.sends(
+        chosen.device,
+        target.device[some],
         first=chosen.layer,
         stop=chosen.layer + 1,
         microbatch=-1,
         step=chosen.step,
         nbytes=nbytes[some],
-        source=chosen.device,
-        target=target[chosen.cell],
         key=key[some],
     )
     builder.depend(sent.last_grad, sends)
-    builder.depend(until[sent.cell], sends)
+    builder.depend(visits.last_row[target.visit], sends)
     hold_gradients(builder, table, sent, sends)
     return sends
 
@@ -229,9 +223,8 @@ def _park(
     until: Ints,
 ) -> None:
     """Host memory for partial gradients, from the first one's arrival until they go up again."""
-    mine = np.flatnonzero(until[partial.cell] >= 0)
-    cells, which = np.unique(partial.cell[mine], return_inverse=True)
-    earliest = mine[earliest_of(order.rank[partial.last_grad[mine]], which, len(cells))]
+    cells, which = np.unique(partial.cell, return_inverse=True)
+    earliest = earliest_of(order.rank[partial.last_grad], which, len(cells))
     layer, host = cells % table.work.layers, builder.work.devices
     nbytes = table.work.layer_bytes("grad_bytes")[layer]
-    builder.buffers("gradients", layer, host, nbytes, downloads[earliest], until[cells])
+    builder.buffers("gradients", layer, host, nbytes, downloads[earliest], until[earliest])

@@ -79,7 +79,7 @@ def test_a_failing_layer_is_raised_as_it_is_with_layer_and_microbatch(
     assert caught.value is error
     assert any("in layer 5 (Breaks), microbatch" in note for note in error.__notes__)
     assert not ours()
-    assert time.perf_counter() - start < 60
+    assert time.perf_counter() - start < (10 if toy.DEVICE == "cpu" else 60)
 
 
 def roundel_trace(layers: list[nn.Module]) -> roundel.Trace:

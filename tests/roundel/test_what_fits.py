@@ -59,6 +59,9 @@ def test_longer_contexts_need_more_and_lora_much_less(example: dict[str, Any]) -
             assert hosts == sorted(hosts)
             rates = [each.tokens_per_s for each in outcomes[1:]]
             assert rates == sorted(rates, reverse=True)
+        least = example["leanest"](example["Case"](model, 16), 8 * K)
+        assert least.host_bytes < full[1].host_bytes / 5
+        # The quickest cut keeps more inputs on the host than the leanest.
         assert lora[1].host_bytes < full[1].host_bytes / 4
 
 
