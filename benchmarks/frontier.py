@@ -8,7 +8,7 @@
 
 One layer of each kind is measured without the model's weights, every candidate of `--policy auto`
 (or the one that is named) is simulated, and the winner trains for real on one batch again and again
-with bf16 weights. `--longest` looks for the longest context first, in steps of 8,192 tokens. Prints
+with bf16 weights (`--dtype float32 --compute-dtype bfloat16`: with float32 masters). `--longest` looks for the longest context first, in steps of 8,192 tokens. Prints
 predicted beside measured; writes JSON, the picture of the last step, and its Chrome trace.
 """
 
@@ -78,6 +78,7 @@ def job_of(arguments: argparse.Namespace, sequence: int, empty: bool) -> Job:
     settings: dict[tuple[str, str], Any] = {
         ("model", "name"): arguments.model,
         ("model", "dtype"): arguments.dtype,
+        ("model", "compute_dtype"): arguments.compute_dtype,
         ("model", "ffn_chunk"): arguments.ffn_chunk,
         ("data", "sequence"): sequence,
         ("data", "held_out"): 0.0,
@@ -194,7 +195,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--ffn-chunk", type=int)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", help="of the weights that are updated")
+    parser.add_argument("--compute-dtype", help="of the weights on the devices")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--optimizer-on", choices=["host", "device"])
     parser.add_argument("--activations", choices=["host", "device"])

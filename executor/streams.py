@@ -117,12 +117,15 @@ class Clock:
     """The start of a step on the host and on every CUDA device, all at one moment.
 
     On a device it is a mark on a stream with nothing else on it, of `idle_streams`, which is
-    reached at once whatever runs on the others.
+    reached whatever runs on the others. It is waited for: a GPU that other processes use, too,
+    may be at their work now, and nothing is to begin before the clock does.
     """
 
     def __init__(self, streams: "IdleStreams") -> None:
-        self.start_ns = time.perf_counter_ns()
         self.marks = {index: CudaMark(stream) for index, stream in streams.items()}
+        for mark in self.marks.values():
+            mark.block()
+        self.start_ns = time.perf_counter_ns()
 
 
 IdleStreams = dict[int, torch.cuda.Stream]
