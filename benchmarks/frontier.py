@@ -8,7 +8,8 @@
 
 One layer of each kind is measured without the model's weights, every candidate of `--policy auto`
 (or the one that is named) is simulated, and the winner trains for real on one batch again and again
-with bf16 weights (`--dtype float32 --compute-dtype bfloat16`: with float32 masters). `--longest` looks for the longest context first, in steps of 8,192 tokens. Prints
+with bf16 weights (`--dtype float32 --compute-dtype bfloat16`: with float32 masters). `--longest`
+looks for the longest context first, in steps of 8,192 tokens, that leaves the allocator room. Prints
 predicted beside measured; writes JSON, the picture of the last step, and its Chrome trace.
 """
 
@@ -42,6 +43,9 @@ from roundel.train_job import Job
 GIB = 2**30
 STRIDE = 8192
 """Contexts that are tried differ by so many tokens."""
+
+ROOM = 0.02
+"""The share of the memory that `--longest` leaves free: an allocator has gaps."""
 
 
 class HostMemory:
@@ -111,10 +115,11 @@ def fits(arguments: argparse.Namespace, sequence: int) -> bool:
     work = job.measured(repeats=1, split=False)
     for policy in job.policies.values():
         try:
-            if simulate_work(work, policy).metrics.fits:
-                return True
+            curves = simulate_work(work, policy).timeline.memory
         except InputError:
             continue
+        if all(curve.peak_bytes <= (1 - ROOM) * curve.limit_bytes for curve in curves):
+            return True
     return False
 
 

@@ -74,14 +74,12 @@ def _weight_rows(program: Program) -> Any:
 
 def _parts(program: Program) -> dict[int, int]:
     """How many parts the upload has that each weight upload task is a part of."""
-    tasks = program.buffers.alloc[_weight_rows(program)].tolist()
     parts: dict[int, int] = {}
-    first = 0
-    for place, task in enumerate(tasks):
-        if program.part[task] == 0:
-            first = place
-        for other in tasks[first : place + 1]:
-            parts[other] = place + 1 - first
+    for first in program.buffers.alloc[_weight_rows(program)].tolist():
+        stop = first + 1
+        while stop < len(program) and program.part[stop]:
+            stop += 1
+        parts |= dict.fromkeys(range(first, stop), stop - first)
     return parts
 
 
@@ -96,8 +94,7 @@ def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
             last[buffer] = max(last.get(buffer, -1), task)
     ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for buffer, task in last.items():
-        if program.part[buffers.alloc[buffer]] == 0:
-            ends[task].append((int(buffers.pool[buffer]), int(buffers.layer[buffer])))
+        ends[task].append((int(buffers.pool[buffer]), int(buffers.layer[buffer])))
     return ends
 
 

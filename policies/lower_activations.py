@@ -7,9 +7,13 @@ from .builder import ProgramBuilder
 from .flows import BACKWARD_SIDE, gradient_needs, loss_needs
 from .order import Order
 from .table import OpTable, R, W
+from .visits import Visits
 
 FETCH_AHEAD = 4
-"""An activation that waits on the host is fetched while the device is this many ops before."""
+"""An activation that waits on the host is fetched while the device is this many ops before.
+
+And no sooner than its visit's weights may come.
+"""
 
 
 class Copies:
@@ -37,7 +41,9 @@ class Copies:
         return np.asarray(table.work.layer_bytes("output_bytes")[self.boundary])
 
 
-def lower_activations(builder: ProgramBuilder, table: OpTable, order: Order) -> None:
+def lower_activations(
+    builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order
+) -> None:
     """Outputs of forward: kept where they are made, sent on, or put on the host until recompute."""
     rows = np.flatnonzero(table.first > 0)
     copies = Copies(table, rows, table.first[rows] - 1, _is_stashed(table, rows))
@@ -45,7 +51,7 @@ def lower_activations(builder: ProgramBuilder, table: OpTable, order: Order) -> 
     outputs = _outputs(builder, table, "boundary activations", makers, copies)
     direct = np.flatnonzero(~copies.stashed)
     _hand_on(builder, table, order, "boundary activations", makers, copies, outputs, direct)
-    _stash(builder, table, order, makers, copies, outputs)
+    _stash(builder, table, visits, order, makers, copies, outputs)
 
 
 def lower_gradient_flows(builder: ProgramBuilder, table: OpTable, order: Order) -> None:
@@ -127,6 +133,7 @@ def _about(table: OpTable, copies: Copies, chosen: Ints) -> dict[str, Ints]:
 def _stash(
     builder: ProgramBuilder,
     table: OpTable,
+    visits: Visits,
     order: Order,
     makers: Ints,
     copies: Copies,
@@ -154,12 +161,13 @@ def _stash(
         offloads,
         offloads,
     )
-    _fetch(builder, table, order, makers, copies, fetched, offloads[which], parked[which])
+    _fetch(builder, table, visits, order, makers, copies, fetched, offloads[which], parked[which])
 
 
 def _fetch(
     builder: ProgramBuilder,
     table: OpTable,
+    visits: Visits,
     order: Order,
     makers: Ints,
     copies: Copies,
@@ -170,6 +178,8 @@ def _fetch(
     use, device = copies.first_use[fetched], copies.device[fetched]
     gate = use - FETCH_AHEAD - 1
     gate = np.where(gate >= table.device_start[device], gate, -1)
+    if table.rules.weights == "streamed":
+        gate = np.maximum(gate, visits.makes_room(visits.of_rows(use)))
     opens = np.where(gate >= 0, order.rank[gate], -1)
     fetches = builder.transfers(
         "fetch",

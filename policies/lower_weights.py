@@ -14,9 +14,6 @@ from .visits import Visits
 CHUNK_BYTES = 64 * 2**20
 """Uploads are cut into chunks of this size, so that an activation can pass between them."""
 
-COPIES = 2
-"""Weights of this many visits fit on a device at a time: the one at work and the next."""
-
 
 def lower_weights(
     builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order, updated: Updated
@@ -67,10 +64,14 @@ def _stream(
         nbytes=nbytes,
         key=_keys(table, visits, order, visit, layer),
     )
-    builder.depend(_gates(visits, visit), uploads)
+    builder.depend(visits.makes_room(visit), uploads)
     _wait_for_update(builder, table, updated, visits, visit, layer, uploads)
     builder.depend(uploads, use)
-    buffers = builder.buffers("weights", layer, device, nbytes, uploads, visits.last_row[visit])
+    begins = part == 0  # Room for all of a layer is taken then.
+    visit, layer = visit[begins], layer[begins]
+    device, whole = visits.device[visit], table.work.layer_bytes("param_bytes")[layer]
+    ends = visits.last_row[visit]
+    buffers = builder.buffers("weights", layer, device, whole, uploads[begins], ends)
     step = visits.step[visit]
     here = updated.visit[step, layer] == visit
     builder.use(buffers[here], updated.task[step[here], layer[here]])
@@ -87,13 +88,6 @@ def _chunks(table: OpTable, visits: Visits) -> tuple[Ints, Ints, Ints, NDArray[n
     part = np.arange(len(index)) - np.repeat(np.cumsum(parts) - parts, parts)
     nbytes = np.minimum(CHUNK_BYTES, whole[index] - part * CHUNK_BYTES)
     return visit[index], layer[index], part, nbytes
-
-
-def _gates(visits: Visits, visit: Ints) -> Ints:
-    """The op whose end frees room for each upload, or -1."""
-    before = np.maximum(visit - COPIES, 0)
-    same = (visit >= COPIES) & (visits.device[before] == visits.device[visit])
-    return np.where(same, visits.last_row[before], -1)
 
 
 def _keys(table: OpTable, visits: Visits, order: Order, visit: Ints, layer: Ints) -> Ints:

@@ -41,7 +41,7 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
     order = order_of(table, visits)
     builder = ProgramBuilder(work)
     lower_compute(builder, table, order)
-    lower_activations(builder, table, order)
+    lower_activations(builder, table, visits, order)
     lower_gradient_flows(builder, table, order)
     updated = lower_optimizer(builder, table, visits, order)
     lower_weights(builder, table, visits, order, updated)

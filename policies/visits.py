@@ -7,6 +7,9 @@ import numpy as np
 from ..traces.timeline import Ints
 from .table import B, OpTable, W
 
+AT_A_TIME = 2
+"""Weights, and inputs fetched, of so many visits fit on a device: the one at work and the next."""
+
 
 @dataclass(frozen=True)
 class Visits:
@@ -63,6 +66,16 @@ class Visits:
         ends = np.cumsum(sizes)
         inside = np.arange(len(repeated)) - np.repeat(ends - sizes, sizes)
         return repeated, self.stop[repeated] - 1 - inside
+
+    def makes_room(self, chosen: Ints) -> Ints:
+        """The op whose end frees room for what each of the chosen visits brings, or -1."""
+        before = np.maximum(chosen - AT_A_TIME, 0)
+        same = (chosen >= AT_A_TIME) & (self.device[before] == self.device[chosen])
+        return np.where(same, self.last_row[before], -1)
+
+    def of_rows(self, rows: Ints) -> Ints:
+        """The visits that ops are of; a visit's are all together where weights are streamed."""
+        return np.asarray(np.searchsorted(self.first_row, rows, side="right") - 1)
 
 
 def _runs(table: OpTable) -> Ints:
