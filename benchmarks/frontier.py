@@ -9,7 +9,7 @@
 One layer of each kind is measured without the model's weights, every candidate of `--policy auto`
 (or the one that is named) is simulated, and the winner trains for real on one batch again and again
 with bf16 weights (`--dtype float32 --compute-dtype bfloat16`: with float32 masters). `--longest`
-looks for the longest context first, in steps of 8,192 tokens, that leaves the allocator room. Prints
+looks for the longest context first, in steps of 8,192 tokens, that leaves room to spare. Prints
 predicted beside measured; writes JSON, the picture of the last step, and its Chrome trace.
 """
 
@@ -118,7 +118,8 @@ def fits(arguments: argparse.Namespace, sequence: int) -> bool:
             curves = simulate_work(work, policy).timeline.memory
         except InputError:
             continue
-        if all(curve.peak_bytes <= (1 - ROOM) * curve.limit_bytes for curve in curves):
+        limited = [curve for curve in curves if curve.limit_bytes]
+        if all(curve.peak_bytes <= (1 - ROOM) * curve.limit_bytes for curve in limited):
             return True
     return False
 
