@@ -123,7 +123,8 @@ def _draw_panel(
 
 def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> None:
     metrics = measure(timeline)
-    counts = f"{timeline.microbatches} microbatches a step"
+    several = "es" if timeline.microbatches > 1 else ""
+    counts = f"{timeline.microbatches} microbatch{several} a step"
     figures = [
         timeline.source,
         f"{timeline.devices} GPU{'s' if timeline.devices > 1 else ''}, {counts}",

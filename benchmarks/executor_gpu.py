@@ -221,8 +221,8 @@ def main() -> None:
             f"{result['peak_allocated_bytes'] / 2**30:6.2f}",
             flush=True,
         )
-    report = {"about": about, "plain": curves["plain PyTorch"], "policies": results}
-    (arguments.out / "executor_gpu.json").write_text(json.dumps(report))
+        report = {"about": about, "plain": curves["plain PyTorch"], "policies": results}
+        (arguments.out / "executor_gpu.json").write_text(json.dumps(report))
     draw_losses(
         curves,
         arguments.out / "losses.png",

@@ -28,6 +28,18 @@ WEIGHT_SHARE = 0.5
 RECOMPUTE: tuple[Recompute, ...] = ("none", "early")
 
 
+class NothingFits(InputError):
+    """No policy fits the memory."""
+
+
+def microbatch_counts(fewest: int, batch: int) -> list[int]:
+    """How many microbatches to try, one after the other, until something fits: twice as many."""
+    counts = [fewest]
+    while counts[-1] < batch:
+        counts.append(min(2 * counts[-1], batch))
+    return counts
+
+
 def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     """Every policy with and without recompute, with those of the knobs that it has, by a name.
 
@@ -85,7 +97,10 @@ def _streamed(
 def choose(
     work: Work, policies: Mapping[str, Policy], console: Console, say: Callable[[str], None]
 ) -> Policy:
-    """The fastest of the policies that fits the memory, itself. Prints the table."""
+    """The fastest of the policies that fits the memory, itself. Prints the table.
+
+    Raises NothingFits.
+    """
     simulations, refused = [], {}
     for name, policy in policies.items():
         say(f"simulating {name}")
@@ -96,7 +111,7 @@ def choose(
     comparison = Comparison(tuple(simulations), refused)
     report.print_comparison(console, comparison, [], misfits=False)
     if comparison.winner is None:
-        raise InputError(f"policy auto: none fits the memory{_nearest(comparison)}")
+        raise NothingFits(f"policy auto: none fits the memory{_nearest(comparison)}")
     return comparison.winner
 
 
@@ -113,24 +128,27 @@ def _nearest(comparison: Comparison) -> str:
     return f"; the nearest is {nearest.name}: {misfit(curve, plan, human_bytes)}"
 
 
-def save_choice(policy: Policy, path: Path, about: dict[str, Any]) -> None:
+def save_choice(policy: Policy, microbatches: int, path: Path, about: dict[str, Any]) -> None:
     """Write down a policy of the library, so that a run that goes on takes the same."""
     knobs = {knob: getattr(policy, knob) for knob in known_knobs(type(policy))}
+    chosen = {"policy": policy_name(policy), "knobs": knobs, "microbatches": microbatches}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"policy": policy_name(policy), "knobs": knobs, **about})
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**chosen, "about": about}) + "\n", encoding="utf-8")
 
 
-def load_choice(path: Path, about: dict[str, Any]) -> Policy | None:
-    """The policy that was written down for the same devices, microbatches and memory, if any."""
+def load_choice(path: Path, about: dict[str, Any]) -> tuple[Policy, int] | None:
+    """The policy and microbatches that were written down for the same devices and memory, if any.
+
+    `about`: what the choice depends on; also the microbatches, where they were asked for.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if {name: data.get(name) for name in about} != about:
+        if data["about"] != about:
             return None
         knobs = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in data["knobs"].items()
         }
-        return make_policy(data["policy"], **knobs)
+        return make_policy(data["policy"], **knobs), int(data["microbatches"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -1,13 +1,20 @@
 """What a training is made of, from its settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from .analysis.units import human_rate
-from .auto import candidates, choose, load_choice, save_choice
+from .auto import (
+    NothingFits,
+    candidates,
+    choose,
+    load_choice,
+    microbatch_counts,
+    save_choice,
+)
 from .options import policies_of
 from .policies.catalog import known_knobs
 from .policies.policy import Policy, policy_name
@@ -100,30 +107,70 @@ class Job:
         folder = self.config.checkpoint.folder
         return Path(folder) if folder else None
 
-    def policy(self, console: Console) -> "tuple[Policy, Work | None]":
-        """The policy, and the work that it was chosen for where it was."""
+    def settled(self, console: Console) -> "tuple[Job, Policy, Work | None]":
+        """This job with its microbatches, the policy, and the work that it was chosen for, if any.
+
+        `auto` takes more microbatches where they were not asked for and nothing fits.
+        """
         if self.config.policy.name != AUTO:
-            return self.policies[self.config.policy.name], None
+            return self, self.policies[self.config.policy.name], None
+        train = self.config.train
         about = {
             "devices": list(map(str, self.devices)),
-            "microbatches": self.microbatches,
-            "memory": self.config.train.memory,
-            "host_memory": self.config.train.host_memory,
+            "batch": train.batch,
+            "microbatches": train.microbatches,
+            "memory": train.memory,
+            "host_memory": train.host_memory,
         }
         written = self.folder / CHOICE if self.folder else None
         if written and self.config.checkpoint.resume:
             before = load_choice(written, about)
             if before is not None:
-                return before, None
-        with busy("measuring", console):
-            work = self.measured()
-        with busy("simulating", console) as status:
-            chosen = choose(
-                work, self.policies, console, status.update if status else lambda what: None
-            )
+                policy, count = before
+                return self.with_microbatches(count), policy, None
+        job, chosen, work = self._chosen(console)
         if written:
-            save_choice(chosen, written, about)
-        return chosen, work
+            save_choice(chosen, job.microbatches, written, about)
+        return job, chosen, work
+
+    def _chosen(self, console: Console) -> "tuple[Job, Policy, Work]":
+        train = self.config.train
+        *fewer, most = (
+            [train.microbatches]
+            if train.microbatches
+            else microbatch_counts(self.microbatches, train.batch)
+        )
+        for count in fewer:
+            job = self.with_microbatches(count)
+            try:
+                return job, *job._fastest(console)
+            except NothingFits:
+                say(console, f"with {count} microbatches nothing fits; trying more")
+        job = self.with_microbatches(most)
+        return job, *job._fastest(console)
+
+    def _fastest(self, console: Console) -> "tuple[Policy, Work]":
+        with busy("measuring", console):
+            work = self._measured_if_it_fits()
+        with busy("simulating", console) as status:
+            told = status.update if status else lambda what: None
+            return choose(work, self.policies, console, told), work
+
+    def _measured_if_it_fits(self) -> "Work":
+        from .executor.training_setup import explain, is_out_of_memory
+
+        try:
+            return self.measured()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NothingFits(f"policy auto: {explain(error)}") from error
+
+    def with_microbatches(self, count: int) -> "Job":
+        """The same job with so many microbatches a step."""
+        train = self.config.train.model_copy(update={"microbatches": count})
+        config = self.config.model_copy(update={"train": train})
+        return replace(self, config=config, policies=_policies(config, count))
 
     def measured(
         self,

@@ -136,7 +136,12 @@ DeviceNames = Annotated[
     ),
 ]
 Microbatches = Annotated[
-    int | None, _option("--microbatches -m", "Microbatches a step; else two a device.", TRAINING)
+    int | None,
+    _option(
+        "--microbatches -m",
+        "Microbatches a step; else two a device, with auto more where nothing fits.",
+        TRAINING,
+    ),
 ]
 Batch = Annotated[int | None, _option("--batch", "Samples a step", TRAINING)]
 Steps = Annotated[int | None, _option("--steps", "Steps in all", TRAINING)]

@@ -31,7 +31,7 @@ def run_training(config: TrainConfig, debug: bool = False) -> int:
 
         job = Job.of(config)
     with sharing_cores(job.devices):
-        policy, work = job.policy(console)
+        job, policy, work = job.settled(console)
         with job.trainer(policy, work) as trainer:
             first = job.resumed(trainer, console)
             say(console, job.summary(policy))

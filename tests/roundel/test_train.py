@@ -123,14 +123,32 @@ def test_auto_compares_all_policies_and_trains_with_the_winner(
     assert winner == chosen
     assert f"with {chosen} on cpu, cpu" in out
     # A run that goes on takes the same policy, whatever is measured now.
-    data = {"policy": "zb-h2", "knobs": {"weight_share": 0.25}, "devices": ["cpu"] * 2}
-    (tmp_path / "kept/policy.json").write_text(json.dumps({**data, "microbatches": 4}))
+    data = json.loads((tmp_path / "kept/policy.json").read_text())
+    data |= {"policy": "zb-h2", "knobs": {"weight_share": 0.25}}
+    (tmp_path / "kept/policy.json").write_text(json.dumps(data))
     out = run(capsys, line.replace("--steps 2", "--steps 3") + " --resume")[1]
     assert "with zb-h2 on cpu, cpu" in out
     assert "winner" not in out
     # With other memory it is chosen anew.
     more = " --resume --memory 500MiB"
     assert "winner: " in run(capsys, line.replace("--steps 2", "--steps 4") + more)[1]
+
+
+def test_auto_takes_more_microbatches_where_nothing_fits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    line = f"{SMALL.format(text=text)} --memory 520KiB --checkpoints {tmp_path}/kept"
+    code, out, _ = run(capsys, f"{line} --steps 2")
+    assert code == 0
+    assert "with 4 microbatches nothing fits; trying more" in out
+    assert "8 samples in 8 microbatches" in out
+    out = run(capsys, f"{line} --steps 3 --resume")[1]
+    assert "8 samples in 8 microbatches" in out
+    assert "nothing fits" not in out
+    # So many as are asked for, and no more.
+    code, _, err = run(capsys, f"{line}2 --steps 2 --microbatches 4")
+    assert code == 2
+    assert "none fits the memory" in err
 
 
 def test_a_users_own_model_loss_data_and_policy(
