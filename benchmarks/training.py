@@ -83,11 +83,12 @@ def peer(name: str, arguments: Arguments) -> Result:
     return result
 
 
-def ours(name: str, arguments: Arguments) -> Result:
-    """A policy of Roundel: one that streams at the memory cap, a resident one as `plain`."""
+def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
+    """A trainer by one of our policies: one that streams at the memory cap, a resident one as
+    `plain`."""
     policy = POLICIES[name](arguments)
     streams = isinstance(policy, Streamed)
-    with roundel.Trainer(
+    return roundel.Trainer(
         make_layers(arguments, "cpu", torch.float32 if streams else dtype_of(arguments)),
         token_loss,
         policy=policy,
@@ -96,7 +97,12 @@ def ours(name: str, arguments: Arguments) -> Result:
         microbatches=arguments.microbatches,
         memory_limit=arguments.memory if streams else 0,
         compute_dtype=dtype_of(arguments),
-    ) as trainer:
+    )
+
+
+def ours(name: str, arguments: Arguments) -> Result:
+    """A policy of Roundel."""
+    with trainer_of(name, arguments) as trainer:
         last: list[roundel.StepResult] = []
 
         def step(inputs: Tensor, targets: Tensor) -> float:
@@ -146,7 +152,7 @@ def main() -> None:
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     print(f"{'system':38} {'tokens/s':>9} {'share':>6} {'step s':>7} {'GiB':>6}  losses")
     results: dict[str, Result] = {}
-    for name in _names(arguments.systems):
+    for name in names_of(arguments.systems):
         failure = _run_apart(name, arguments)
         if failure:
             print(f"{name:38} {failure}", flush=True)
@@ -210,8 +216,9 @@ def _end_session(process: "subprocess.Popen[bytes]") -> None:
         return
 
 
-def _parsed() -> Arguments:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """The options of whatever trains these models."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="qwen3-1.7b", choices=sorted(PRESETS))
     parser.add_argument("--systems", default="plain,round-robin", help="or all")
@@ -232,6 +239,11 @@ def _parsed() -> Arguments:
     )
     parser.add_argument("--interleaved-cut", type=_numbers, help="the same of interleaved-1f1b")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for a system")
+    return parser
+
+
+def _parsed() -> Arguments:
+    parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -240,7 +252,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(each) for each in text.split(","))
 
 
-def _names(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
     """Names of systems: those that are split by a comma without a space behind it."""
     if text == "all":
         return list(SYSTEMS)
