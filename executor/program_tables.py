@@ -36,7 +36,8 @@ class ProgramTables:
 
         To keep within memory: within a step an upload waits for the end of the visit before the
         last one on its device; of a device's first two visits that is a visit of the step before.
-        And a layer's states do not go up before they are down.
+        States of two layers at most are on a device, likewise. And a layer's do not go up before
+        they are down.
         """
         result: dict[int, list[int]] = {}
         for device, visits in _ungated_uploads(self.program, self.parts).items():
@@ -46,10 +47,12 @@ class ProgramTables:
                 if place >= 0:
                     result |= {upload: [ends[place]] for upload in uploads}
         down = {int(earlier.program.first[task]): task for task in earlier.states_down}
-        for task in self.states_up:
-            layer = int(self.program.first[task])
-            if layer in down:
-                result.setdefault(task, []).append(down[layer])
+        downs = _by_device(earlier.program, earlier.states_down)
+        for device, ups in _by_device(self.program, set(self.states_up)).items():
+            for number, up in enumerate(ups):
+                waits = downs.get(device, [])[-2:][number : number + 1]
+                layer = int(self.program.first[up])
+                result[up] = list({*waits, down[layer]} if layer in down else waits)
         return result
 
 
@@ -143,6 +146,15 @@ def _ungated_uploads(program: Program, parts: dict[int, int]) -> dict[int, list[
         if upload in parts and upload not in gated:
             visits[int(program.target[upload])][int(place[op])].append(upload)
     return {device: [found[key] for key in sorted(found)] for device, found in visits.items()}
+
+
+def _by_device(program: Program, tasks: set[int]) -> dict[int, list[int]]:
+    """Transfers between the host and a device, by the device, in the order of its lane."""
+    result: dict[int, list[int]] = defaultdict(list)
+    for task in program.lane_tasks.tolist():
+        if task in tasks:
+            result[max(int(program.source[task]), int(program.target[task]))].append(task)
+    return dict(result)
 
 
 def _gradients_of(program: Program, states_down: set[int]) -> dict[int, list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import roundel
 from roundel.executor.trainer import Trainer
+from roundel.executor.transit import Transit
 from roundel.policies.streamed import Streamed
 from roundel.traces.timeline import KINDS
 
@@ -101,6 +102,33 @@ def test_no_more_than_two_visits_weights_are_on_a_device(policy: Streamed) -> No
     watched(policy, toy.blocks(), look)
     # Visits have two layers or three.
     assert max(most) <= 6
+
+
+@pytest.mark.parametrize("policy", [roundel.RoundRobin, roundel.LayerToLayer])
+def test_no_more_than_two_layers_states_are_on_a_device(
+    policy: type[Streamed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a step and from one to the next, whatever is slow."""
+    here: dict[int, set[int]] = {}
+    most = []
+    up, down = Transit.up, Transit.down
+
+    def counted_up(self: Transit, layer: int, device: Any, readers: Any) -> None:
+        lane = threading.current_thread().name
+        here.setdefault(int(lane.split("gpu")[1].split()[0]), set()).add(layer)
+        most.append(max(map(len, here.values())))
+        up(self, layer, device, readers)
+
+    def counted_down(self: Transit, layer: int, step: int) -> None:
+        time.sleep(0.05)
+        down(self, layer, step)
+        lane = threading.current_thread().name
+        here[int(lane.split("gpu")[1].split()[0])].remove(layer)
+
+    monkeypatch.setattr(Transit, "up", counted_up)
+    monkeypatch.setattr(Transit, "down", counted_down)
+    watched(policy(**toy.CUTS, optimizer="stale", optimizer_on="device"), toy.blocks())
+    assert max(most) == 2
 
 
 class Late(nn.Module):
