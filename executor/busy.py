@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -16,28 +17,43 @@ LAUNCHES = 60
 
 @contextmanager
 def kept_busy(devices: Sequence[torch.device]) -> Iterator[None]:
-    """Each GPU computes and copies both ways in here, by a thread of its own; the CPU does not."""
-    stop = threading.Event()
-    threads = [
-        threading.Thread(target=_work, args=(gpu, stop), daemon=True) for gpu in gpus_of(devices)
-    ]
-    for thread in threads:
-        thread.start()
+    """Each GPU computes and copies both ways in here, by a thread of its own; the CPU does not.
+
+    Raises what goes wrong there.
+    """
+    gpus, stop = sorted(gpus_of(devices), key=str), threading.Event()
+    with ThreadPoolExecutor(max(1, len(gpus))) as pool:
+        begun = [threading.Event() for _ in gpus]
+        works = [pool.submit(_work, gpu, stop, each) for gpu, each in zip(gpus, begun, strict=True)]
+        try:
+            for each in begun:
+                each.wait()
+            yield
+        finally:
+            stop.set()
+    for work in works:
+        work.result()
+
+
+def _work(gpu: torch.device, stop: threading.Event, begun: threading.Event) -> None:
     try:
-        yield
+        rounds = _rounds(gpu)
+        next(rounds)
+        begun.set()
+        while not stop.is_set():
+            next(rounds)
     finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+        begun.set()
 
 
-def _work(gpu: torch.device, stop: threading.Event) -> None:
+def _rounds(gpu: torch.device) -> Iterator[None]:
+    """Copies and kernels, again and again, and each time until the GPU has done them."""
     host = torch.device("cpu")
     value = torch.zeros(SIDE, SIDE, device=gpu, dtype=torch.bfloat16)
     copies: list[Copy] = [make_copy(*way, COPY_BYTES) for way in ((host, gpu), (gpu, host))]
     stream = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        while not stop.is_set():
+    while True:
+        with torch.cuda.stream(stream):
             for copy in copies:
                 copy()
             for _ in range(LAUNCHES):
@@ -45,4 +61,4 @@ def _work(gpu: torch.device, stop: threading.Event) -> None:
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
             done.synchronize()
-    torch.cuda.synchronize(gpu)
+        yield
