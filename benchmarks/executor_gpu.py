@@ -32,7 +32,7 @@ from roundel.traces.machine import Machine
 from roundel.traces.shapes import DecoderShape
 
 SHAPE = DecoderShape(
-    hidden=512, layers=10, heads=8, kv_heads=4, head_size=64, ffn=1536, vocabulary=256
+    hidden=512, layers=6, heads=8, kv_heads=4, head_size=64, ffn=1536, vocabulary=256
 )
 POLICIES = {
     "gpipe": roundel.GPipe(),

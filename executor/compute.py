@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..policies.op import Op
 from .deferred import Job, collecting
+from .pace import BACKWARD, Pace
 from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -24,6 +25,7 @@ class Graph:
 
     leaves: Value
     outputs: list["Root | None"]
+    layers: int
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -107,6 +109,7 @@ class Computer:
         self._autocast = autocast
         self._needs_gradient = needs_gradient
         self._turns = turns or nullcontext()
+        self._pace = Pace(device)
 
     def forward(
         self, op: Op, step: int, modules: list[nn.Module], value: Value, keep: set[int]
@@ -145,7 +148,7 @@ class Computer:
             (*_, (_, output)) = self._run(op, step, modules, leaves)
             output = finish(output)
         roots = [_root(each, is_loss) for each in tensors_of(output)]
-        return Graph(leaves, roots, jobs), output
+        return Graph(leaves, roots, op.stop - op.first, jobs), output
 
     def backward(self, graph: Graph, grads: Gradients) -> Gradients:
         """Run the graph backward; returns the gradients of its leaves."""
@@ -157,6 +160,7 @@ class Computer:
         if pairs:
             roots, given = zip(*pairs, strict=True)
             torch.autograd.backward(roots, given)
+            self._pace.launched(BACKWARD * graph.layers)
         result = gradients_of(graph.leaves)
         graph.outputs, graph.leaves = [], None
         return result
@@ -166,9 +170,11 @@ class Computer:
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
+                self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
                 with numbers, self._casting(), self._turns:
                     value = module(value)
+                self._pace.launched(1)
             except Exception as error:
                 name = type(module).__name__
                 error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")

@@ -59,9 +59,9 @@ def update_in_transit(
     target = ends.rows(end_of[sent.cell])
     sends = _send_gradients(builder, table, visits, sent, target, key[which[together]])
     tasks = np.full((3, len(chosen)), -1, dtype=np.int64)
-    turn = _turns(ends.step, ends_key)
-    for number in range(int(turn.max(initial=-1)) + 1):
-        rows = np.flatnonzero(turn == number)
+    place = _places_among_equals(ends.step, ends_key)
+    for number in range(int(place.max(initial=-1)) + 1):
+        rows = np.flatnonzero(place == number)
         tasks[:, rows] = _pass_through(
             builder, table, visits, ends.rows(rows), ends_key[rows], partial
         )
@@ -134,17 +134,18 @@ def _send_gradients(
     return sends
 
 
-def _turns(step: Ints, key: Ints) -> Ints:
+def _places_among_equals(step: Ints, key: Ints) -> Ints:
     """Each row's number among those of the same key, earlier steps' first.
 
-    Tasks are made turn by turn, so that one which waits for another of its key has a higher number.
+    Tasks are made in this order, so that one which waits for another of its key has a higher
+    number.
     """
     by_key = np.lexsort((step, key))
     starts = np.flatnonzero(np.diff(key[by_key], prepend=-2))
     sizes = np.diff(np.append(starts, len(key)))
-    turns = np.empty(len(key), dtype=np.int64)
-    turns[by_key] = np.arange(len(key)) - np.repeat(starts, sizes)
-    return turns
+    places = np.empty(len(key), dtype=np.int64)
+    places[by_key] = np.arange(len(key)) - np.repeat(starts, sizes)
+    return places
 
 
 def _pass_through(

@@ -1,0 +1,40 @@
+"""Pace: how far a thread that launches kernels may be ahead of its GPU."""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from .streams import Mark, mark_now
+
+AHEAD = 12
+"""Forwards of a layer that may be under way on a device when one more is launched.
+
+CUDA's queue of a stream holds about a thousand kernels. Whoever launches into a full one waits
+there, with the turn of other GPUs' threads (`turns.py`), and to mark the end of a task with
+Python's lock, too.
+"""
+
+BACKWARD = 3
+"""A layer's backward has about so many times its forward's kernels."""
+
+
+class Pace:
+    """Holds back whoever launches on a device, so that its queue is never full.
+
+    mark: makes a mark behind all work so far.
+    """
+
+    def __init__(self, device: torch.device, mark: Callable[[torch.device], Mark] = mark_now):
+        self._device, self._mark = device, mark
+        self._under_way: deque[tuple[Mark, int]] = deque()
+
+    def wait(self) -> None:
+        """Block until one more layer may be launched."""
+        while sum(count for _, count in self._under_way) >= AHEAD:
+            mark, _ = self._under_way.popleft()
+            mark.block()
+
+    def launched(self, forwards: int) -> None:
+        """As much as so many layers' forwards has been launched."""
+        self._under_way.append((self._mark(self._device), forwards))
