@@ -291,8 +291,11 @@ class StepEngine:
 
     def _download(self, task: int) -> None:
         device, layer, _ = self._place(task)
+        if task in self.tables.weights_down:
+            self._machinery.transit.weights_down(layer, self._step)
+            return
         if task in self.tables.states_down:
-            self._machinery.transit.down(layer, self._step)
+            self._machinery.transit.states_down(layer)
             return
         grads, pool = self._staged.pop(task), self._machinery.on_host
         copies = {name: pool.copy(grad) for name, grad in grads.items()}

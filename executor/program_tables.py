@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..policies.program import LABEL_CODE, Program
+from ..policies.program import LABEL_CODE, STATES, Program
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
 
 ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
@@ -20,15 +20,16 @@ class ProgramTables:
         self.splits = bool((program.kind == KIND_CODE["I"]).any())
         self.parts = _parts(program)
         self.weights_end = _weights_end(program)
-        self.states_down = _states_down(program)
+        self.weights_down, self.states_down = _ways_down(program)
         self.update_of = _update_of(program)
-        self.gradients_of = _gradients_of(program, self.states_down)
-        self.feeds = _feeds(program, self.states_down)
+        self.gradients_of = _gradients_of(program, self.weights_down | self.states_down)
+        self.feeds = _feeds(program, self.weights_down | self.states_down)
         self.loss_tasks = np.flatnonzero(
             (program.kind == KIND_CODE["F"]) & (program.stop == program.work.layers)
         ).tolist()
         self.visit_ends = _visit_ends(program, self.weights_end)
         uploads = np.flatnonzero(program.kind == KIND_CODE["upload"]).tolist()
+        self.ends = _ends(program, self.states_down)
         self.states_up = [task for task in uploads if task not in self.parts]
 
     def after(self, earlier: "ProgramTables") -> dict[int, list[int]]:
@@ -157,7 +158,7 @@ def _by_device(program: Program, tasks: set[int]) -> dict[int, list[int]]:
     return dict(result)
 
 
-def _gradients_of(program: Program, states_down: set[int]) -> dict[int, list[tuple[int, int]]]:
+def _gradients_of(program: Program, returns: set[int]) -> dict[int, list[tuple[int, int]]]:
     """(transfer, layer) of the gradients that each op completes and that leave its device.
 
     They go down, or where weights are streamed to the device that updates them.
@@ -169,12 +170,12 @@ def _gradients_of(program: Program, states_down: set[int]) -> dict[int, list[tup
     for row in np.flatnonzero(leave[program.dep_after]).tolist():
         before, after = int(program.dep_before[row]), int(program.dep_after[row])
         mine = program.source[before] == program.source[after]
-        if after not in states_down and mine:
+        if after not in returns and mine:
             result[before].append((after, int(program.first[after])))
     return result
 
 
-def _feeds(program: Program, states_down: set[int]) -> list[tuple[int, int]]:
+def _feeds(program: Program, returns: set[int]) -> list[tuple[int, int]]:
     """(task, layer) of the transfers that bring gradients to where they are summed.
 
     Earlier microbatches' first: so they come, and few wait for their turn.
@@ -183,15 +184,26 @@ def _feeds(program: Program, states_down: set[int]) -> list[tuple[int, int]]:
     order: dict[int, int] = {}
     for row in np.flatnonzero(ops & (program.microbatch[program.dep_after] < 0)).tolist():
         before, after = int(program.dep_before[row]), int(program.dep_after[row])
-        if KINDS[program.kind[after]] in ("download", "send") and after not in states_down:
+        if KINDS[program.kind[after]] in ("download", "send") and after not in returns:
             order[after] = max(order.get(after, -1), int(program.microbatch[before]))
     tasks = sorted(order, key=lambda task: (order[task], task))
     return [(task, int(program.first[task])) for task in tasks]
 
 
-def _states_down(program: Program) -> set[int]:
-    """Downloads that bring states and weights back, not gradients: they follow an update."""
-    updates = np.flatnonzero(program.kind == KIND_CODE["update"])
-    follows = np.isin(program.dep_before, updates)
-    after = program.dep_after[follows]
-    return set(after[program.kind[after] == KIND_CODE["download"]].tolist())
+def _ways_down(program: Program) -> tuple[set[int], set[int]]:
+    """Downloads of the weights that were updated on a device, and of their states."""
+    download = program.kind == KIND_CODE["download"]
+    states = np.flatnonzero(download & (program.part == STATES))
+    is_after = download[program.dep_after] & np.isin(program.dep_after, states, invert=True)
+    updates = program.kind[program.dep_before] == KIND_CODE["update"]
+    return set(program.dep_after[is_after & updates].tolist()), set(states.tolist())
+
+
+def _ends(program: Program, states_down: set[int]) -> list[int]:
+    """Each lane's last task, but for states on their way down; behind them the next step starts."""
+    ends = []
+    for lane in range(len(program.lanes)):
+        first, stop = program.lane_start[lane : lane + 2]
+        mine = [task for task in program.lane_tasks[first:stop].tolist() if task not in states_down]
+        ends += mine[-1:]
+    return ends

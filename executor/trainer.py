@@ -334,7 +334,7 @@ class Trainer:
 
     def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
         plans = [plan]
-        if plan.optimizer == "stale":
+        if plan.outlasts_step:
             # A step begins while the one before it ends: both need room.
             plans += [self.policy.plan(work, self.step_number + 1)]
         curves = estimated_memory(lower(plans, work), policy_name(self.policy))
@@ -443,7 +443,9 @@ class Trainer:
     ) -> StepResult:
         # Updates that draw random numbers are waited for: the user may draw after the step.
         stale = tables.program.rules.optimizer == "stale" and not self._randomness.updates_draw
-        while len(self._pending) > (1 if stale else 0):
+        # States that were updated on a device may go down while the next step begins.
+        lags = bool(tables.states_down) and not stale
+        while len(self._pending) > (1 if stale or lags else 0):
             self._finish(*self._pending.pop(0))
         overlaps = stale and not self._randomness.draws
         if overlaps:
@@ -452,13 +454,14 @@ class Trainer:
         engine = StepEngine(
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
         )
-        run = Run(tables.program, self._after(tables) if overlaps else None)
+        run = Run(tables.program, self._after(tables) if overlaps or lags else None)
         clock = Clock(ready.idle_streams)
         handler = self._around(engine.run)
         for lane, thread in enumerate(ready.threads):
             thread.submit(run, lane, handler)
         self._pending.append((run, engine))
-        self._wait(run, ready, stale, tables.loss_tasks if overlaps else None)
+        until = tables.loss_tasks if overlaps else tables.ends if lags else None
+        self._wait(run, ready, stale or lags, until)
         losses = [engine.losses[number] for number in range(self.microbatches)]
         loss = float(sum(float(each) for each in losses))
         tokens = self.microbatches * ready.work.trace.microbatch_tokens
@@ -473,19 +476,19 @@ class Trainer:
         after = tables.after(engine.tables)
         return {task: [(earlier, each) for each in waits] for task, waits in after.items()}
 
-    def _wait(self, run: Run, ready: _Ready, stale: bool, losses: Sequence[int] | None) -> None:
-        """Wait for a step: where it overlaps the next for these tasks, which make its losses.
+    def _wait(self, run: Run, ready: _Ready, lags: bool, until: Sequence[int] | None) -> None:
+        """Wait for a step: for these tasks, where the next may begin behind them.
 
-        Else for all of it, or where the optimizer lags for the devices. What went wrong in the
-        step before, that was still under way, is raised first.
+        Else for all of it, or where it `lags` for the devices. What went wrong in the step before,
+        that was still under way, is raised first.
         """
         lanes = enumerate(run.program.lanes)
-        numbers = [number for number, lane in lanes if not (stale and lane.device < 0)]
+        numbers = [number for number, lane in lanes if not (lags and lane.device < 0)]
         try:
-            if losses is None:
+            if until is None:
                 run.wait(numbers)
             else:
-                run.wait_for(losses)
+                run.wait_for(until)
         except BaseException as error:
             run.fail(error)
             run.wait()
@@ -498,7 +501,7 @@ class Trainer:
             if isinstance(run.failure, torch.OutOfMemoryError):
                 run.failure.add_note(self._expected_memory(ready.work, run))
             raise run.failure
-        if not stale:
+        if not lags:
             self.flush()
 
     def _expected_memory(self, work: Work, run: Run) -> str:

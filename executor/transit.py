@@ -68,29 +68,41 @@ class Transit:
                 weights.flat = None  # It is the masters' now, until they are down.
 
     @torch.no_grad()
-    def down(self, layer: int, step: int) -> None:
-        """Bring new weights and states to their places on the host, and wait until they are there.
+    def weights_down(self, layer: int, step: int) -> None:
+        """Bring a layer's new weights down, and wait until what uploads read has them.
 
-        What uploads read for the next step that uses them has the new weights then.
+        That is what the next step that uses them reads.
         """
         copies, trained = self._copies[layer], self._trained(layer)
         visit, places = self._visits.pop(layer).parameters, copies.named(step)
         copy_each([(visit[name].data, each.data) for name, each in trained.items()])
         copy_each([(places[name], visit[name].data) for name in trained])
+        self._wait()
         for name, each in trained.items():
-            if name not in copies.lent:
+            if name in copies.lent:
+                each.data = self._homes.pop(each)
+
+    @torch.no_grad()
+    def states_down(self, layer: int) -> None:
+        """Bring a layer's states and masters to their places on the host, and wait for them."""
+        trained = self._trained(layer)
+        for each in trained.values():
+            if each in self._homes:
                 self._homes[each].copy_(each.data, non_blocking=True)
             for part in self._masters.slices.of(each):
                 for key, value in self._masters.large_states(part).items():
                     home = self._states[part].get(key)
                     self._states[part][key] = _returned(value, home, self._pin)
-        if self._pin:
-            torch.cuda.current_stream().synchronize()
+        self._wait()
         for each in trained.values():
-            each.data = self._homes.pop(each)
+            each.data = self._homes.pop(each, each.data)
             for part in self._masters.slices.of(each):
                 self._masters.optimizer.state.get(part, {}).update(self._states.pop(part))
         self._masters.slices.bind(layer)
+
+    def _wait(self) -> None:
+        if self._pin:
+            torch.cuda.current_stream().synchronize()
 
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)

@@ -18,6 +18,7 @@ from .made_gradients import (
     update_ns,
 )
 from .order import Order
+from .program import STATES
 from .table import OpTable
 from .updated import Updated
 from .visits import Visits
@@ -58,22 +59,23 @@ def update_in_transit(
     end_of[ends.cell] = np.arange(len(chosen))
     target = ends.rows(end_of[sent.cell])
     sends = _send_gradients(builder, table, visits, sent, target, key[which[together]])
-    tasks = np.full((3, len(chosen)), -1, dtype=np.int64)
+    tasks = np.full((4, len(chosen)), -1, dtype=np.int64)
     place = _places_among_equals(ends.step, ends_key)
     for number in range(int(place.max(initial=-1)) + 1):
         rows = np.flatnonzero(place == number)
         tasks[:, rows] = _pass_through(
             builder, table, visits, ends.rows(rows), ends_key[rows], partial
         )
-    ups, updates, downs = tasks
-    # The first come when their visit has let go of what it saved, the others when one is down.
-    gate = visits.last_row[ends.visit]
-    same = np.flatnonzero(ends.device[2:] == ends.device[:-2]) + 2
-    gate[same] = downs[same - 2]
-    builder.depend(gate, ups)
+    ups, updates, downs, returns = tasks
+    # A step's first come when their visit has let go of what it saved, all when one is down.
+    later = np.flatnonzero(ends.device[2:] == ends.device[:-2]) + 2
+    builder.depend(returns[later - 2], ups[later])
+    first = np.ones(len(chosen), dtype=np.bool_)
+    first[later[ends.step[later] == ends.step[later - 2]]] = False
+    builder.depend(visits.last_row[ends.visit[first]], ups[first])
     by_layer = np.lexsort((ends.step, ends.layer))
     same = np.diff(ends.layer[by_layer]) == 0
-    builder.depend(downs[by_layer[:-1][same]], ups[by_layer[1:][same]])
+    builder.depend(returns[by_layer[:-1][same]], ups[by_layer[1:][same]])
     updated.task.reshape(-1)[ends.cell] = downs
     arrives, summed = ups[end_of[partial.cell]], updates[end_of[sent.cell]]
     builder.depend(downloads, arrives)
@@ -155,8 +157,11 @@ def _pass_through(
     batch: Made,
     key: Ints,
     partial: Made,
-) -> tuple[Ints, Ints, Ints]:
-    """State up, update, state and weights down, one layer a row. Returns the tasks of each."""
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """State up, update, weights down, state down, one layer a row. Returns the tasks of each.
+
+    The next step waits for the weights alone.
+    """
     bytes_of = table.work.layer_bytes
     state = bytes_of("optimizer_bytes")[batch.layer]
     parked = bytes_of("grad_bytes")[batch.layer] * np.isin(batch.cell, partial.cell)
@@ -186,18 +191,16 @@ def _pass_through(
     )
     builder.depend(ups, updates)
     builder.depend(visits.last_row[batch.visit], updates)
-    downs = builder.transfers(
-        "download",
-        "d2h",
-        batch.device,
-        **place,
-        nbytes=state + bytes_of("param_bytes")[batch.layer],
+    downs, returns = (
+        builder.transfers("download", "d2h", batch.device, **place, part=part, nbytes=nbytes)
+        for part, nbytes in ((0, bytes_of("param_bytes")[batch.layer]), (STATES, state))
     )
     builder.depend(updates, downs)
-    builder.buffers("optimizer state", batch.layer, batch.device, state + parked, ups, downs)
+    builder.depend(downs, returns)
+    builder.buffers("optimizer state", batch.layer, batch.device, state + parked, ups, returns)
     hold_room(builder, table, batch.layer, batch.device, updates)
     hold_gradients(builder, table, batch, updates)
-    return ups, updates, downs
+    return ups, updates, downs, returns
 
 
 def _lane_of_updates(builder: ProgramBuilder, table: OpTable, batch: Made) -> Ints:

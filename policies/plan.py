@@ -70,6 +70,12 @@ class Plan:
 
         check_plan(self, work)
 
+    @property
+    def outlasts_step(self) -> bool:
+        """Whether some of a step goes on beside the next one, so that both need room."""
+        passes_through = self.weights == "streamed" and self.optimizer_on == "device"
+        return self.optimizer == "stale" or passes_through
+
     def without_ops(self) -> "Plan":
         """Only the rules of this plan: where things live and what waits for what."""
         return replace(self, devices=())

@@ -122,10 +122,12 @@ class Streamed(ABC):
     def fits(self, work: Work, cut: AsymmetricCut, share: float = 1.0) -> bool:
         """Whether a step with this cut keeps within this share of the devices' memory.
 
-        Of stale ones two: each begins while the one before it ends.
+        Where some of a step goes on beside the next one, two.
         """
-        steps = 1 if self.optimizer == "sync" else 2
-        program = lower([self.plan_with(work, step, cut) for step in range(steps)], work)
+        plans = [self.plan_with(work, 0, cut)]
+        if plans[0].outlasts_step:
+            plans.append(self.plan_with(work, 1, cut))
+        program = lower(plans, work)
         curves = estimated_memory(program, self.name)[:-1]
         return all(
             not curve.limit_bytes or curve.peak_bytes <= share * curve.limit_bytes

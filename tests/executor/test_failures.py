@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,29 +271,30 @@ def test_a_plan_that_cannot_fit_is_refused_before_anything_runs() -> None:
         trainer.step(inputs, targets)
 
 
+@pytest.mark.parametrize("optimizer", ["stale", "sync"])
 def test_a_failed_update_is_raised_again_and_nothing_can_be_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Any
 ) -> None:
-    policy = roundel.RoundRobin(**toy.CUTS, optimizer="stale", optimizer_on="device")
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer=optimizer, optimizer_on="device")
     trainer = make(toy.blocks(), policy)
     batch = toy.vectors()[0]
     trainer.step(*batch)
     trainer.flush()
-    real = Transit.down
+    real = Transit.states_down
 
-    def down(self: Transit, layer: int, step: int) -> None:
+    def down(self: Transit, layer: int) -> None:
         time.sleep(0.1)
-        if layer == 1:
+        if layer == 0:
             raise Custom("no luck")
-        real(self, layer, step)
+        real(self, layer)
 
-    monkeypatch.setattr(Transit, "down", down)
+    monkeypatch.setattr(Transit, "states_down", down)
     with suppress(Custom):
         trainer.step(*batch)
     for _ in range(2):
         with pytest.raises(Custom, match="no luck"):
             trainer.state_dict()
-    monkeypatch.setattr(Transit, "down", real)
+    monkeypatch.setattr(Transit, "states_down", real)
     with pytest.raises(roundel.InputError, match="closed"):
         trainer.save(tmp_path)
     with pytest.raises(roundel.InputError, match="closed"):

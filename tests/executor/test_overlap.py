@@ -104,14 +104,15 @@ def test_no_more_than_two_visits_weights_are_on_a_device(policy: Streamed) -> No
     assert max(most) <= 6
 
 
+@pytest.mark.parametrize("optimizer", ["sync", "stale"])
 @pytest.mark.parametrize("policy", [roundel.RoundRobin, roundel.LayerToLayer])
 def test_no_more_than_two_layers_states_are_on_a_device(
-    policy: type[Streamed], monkeypatch: pytest.MonkeyPatch
+    policy: type[Streamed], optimizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a step and from one to the next, whatever is slow."""
     here: dict[int, set[int]] = {}
     most = []
-    up, down = Transit.up, Transit.down
+    up, down = Transit.up, Transit.states_down
 
     def counted_up(self: Transit, layer: int, device: Any, readers: Any) -> None:
         lane = threading.current_thread().name
@@ -119,16 +120,43 @@ def test_no_more_than_two_layers_states_are_on_a_device(
         most.append(max(map(len, here.values())))
         up(self, layer, device, readers)
 
-    def counted_down(self: Transit, layer: int, step: int) -> None:
+    def counted_down(self: Transit, layer: int) -> None:
         time.sleep(0.05)
-        down(self, layer, step)
+        down(self, layer)
         lane = threading.current_thread().name
         here[int(lane.split("gpu")[1].split()[0])].remove(layer)
 
     monkeypatch.setattr(Transit, "up", counted_up)
-    monkeypatch.setattr(Transit, "down", counted_down)
-    watched(policy(**toy.CUTS, optimizer="stale", optimizer_on="device"), toy.blocks())
+    monkeypatch.setattr(Transit, "states_down", counted_down)
+    watched(policy(**toy.CUTS, optimizer=optimizer, optimizer_on="device"), toy.blocks())
     assert max(most) == 2
+
+
+def test_states_go_down_beside_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its weights, which that step reads; and all is down when it is asked for."""
+    spans: list[tuple[str, int, float]] = []
+    down = Transit.states_down
+
+    def slow(self: Transit, layer: int) -> None:
+        time.sleep(0.05)
+        down(self, layer)
+        spans.append(("down", layer, time.perf_counter()))
+
+    monkeypatch.setattr(Transit, "states_down", slow)
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
+    layers, batches = toy.blocks(), toy.vectors(3)
+    with make(layers, policy) as trainer:
+        for batch in batches:
+            trainer.step(*batch)
+            spans.append(("step", -1, time.perf_counter()))
+        trainer.flush()
+        assert [layer for what, layer, _ in spans if what == "down"].count(0) == 3
+        got = trainer.state_dict()
+    first_step_ends = next(at for what, _, at in spans if what == "step")
+    assert next(at for what, layer, at in spans if layer == 0) > first_step_ends
+    _, expected = toy.plain(toy.blocks(), mse, batches)
+    for each, other in zip(got.values(), expected, strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-12, atol=1e-12)
 
 
 class Late(nn.Module):

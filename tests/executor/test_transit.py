@@ -150,6 +150,8 @@ def test_what_goes_up_and_what_does_not() -> None:
         flat = copies.flat(0).clone().to(toy.DEVICE)
         machinery.transit.take(2, WeightCopy(copies.layout.parameters(flat), flat))
         assert weight.data_ptr() != place
-        machinery.transit.down(2, 0)
+        machinery.transit.weights_down(2, 0)
+        assert weight.data_ptr() == place
+        machinery.transit.states_down(2)
         assert {name: each.data_ptr() for name, each in state.items()} == at_home
         assert weight.data_ptr() == place

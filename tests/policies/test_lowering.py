@@ -9,7 +9,7 @@ from roundel.policies.layer_to_layer import LayerToLayer
 from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
 from roundel.policies.plan import Place, Weights
-from roundel.policies.program import LABELS
+from roundel.policies.program import LABELS, STATES
 from roundel.policies.round_robin import RoundRobin
 from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
@@ -222,12 +222,38 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     # Nothing that an op waits for is behind them.
     assert rows["gpu0 optimizer"] == [f"upload {layer}" for layer in (2, 1, 0)]
     assert rows["gpu0 d2h"] == [
-        *("update 2", "download 2"),
-        *("update 1", "download 1"),
-        *("update 0", "download 0"),
+        *("update 2", "download 2", "download 2+1"),
+        *("update 1", "download 1", "download 1+1"),
+        *("update 0", "download 0", "download 0+1"),
     ]
-    assert {("download 2", "upload 0"), ("0:3B0", "update 2")} <= dependencies(program)
-    assert ("download 1", "upload 0") not in dependencies(program)
+    before = dependencies(program)
+    assert {("download 2+1", "upload 0"), ("0:3B0", "update 2")} <= before
+    assert not {("download 1+1", "upload 0"), ("download 2", "upload 0")} & before
+
+
+def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_down() -> None:
+    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    program = lower([plan, plan], make_work(3, 1, 1, **BYTES))
+    down, up = (np.flatnonzero(program.kind == KIND_CODE[kind]) for kind in ("download", "upload"))
+    weights, states = (
+        {int(program.first[each]): each for each in down if tells(each)}
+        for tells in (
+            lambda task: program.part[task] == 0 and program.step[task] == 0,
+            lambda task: program.part[task] == STATES and program.step[task] == 0,
+        )
+    )
+    waits = set(zip(program.dep_before.tolist(), program.dep_after.tolist(), strict=True))
+    later = [task for task in up if program.step[task] == 1]
+    of_weights = [task for task in later if program.lanes[program.lane[task]].kind == "h2d"]
+    of_states = [task for task in later if program.lanes[program.lane[task]].kind == "optimizer"]
+    assert len(of_weights) == len(of_states) == 3
+    for task in of_weights:
+        assert (weights[int(program.first[task])], task) in waits
+        assert not any((state, task) in waits for state in states.values())
+    # The first come when their visit has let go of what it saved, in this step too.
+    (backward,) = np.flatnonzero((program.kind == KIND_CODE["B"]) & (program.step == 1))
+    assert all((backward, task) in waits for task in of_states[:2])
+    assert all((states[int(program.first[task])], task) in waits for task in of_states)
 
 
 @pytest.mark.parametrize(("room", "lane"), [(24, "gpu0 d2h"), (25, "gpu0 compute")])
@@ -252,7 +278,8 @@ def test_of_visits_at_the_same_time_one_updates_in_turns_and_gets_the_others_gra
     assert sorted(map(tuple, ends)) == [(0, 1, 0), (1, 0, 1), (2, 1, 0), (3, 0, 1)]
     assert program.nbytes[sends].tolist() == [4] * 4
     downs = program.nbytes[program.kind == KIND_CODE["download"]]
-    assert downs.tolist() == [24 + 4] * 4  # No gradient takes the host's way.
+    # Weights, and states behind them; no gradient takes the host's way.
+    assert sorted(downs.tolist()) == [4] * 4 + [24] * 4
     # A gradient comes when the visit there has let go of what it saved.
     before = dependencies(program)
     assert {("3:4B1", "send 3>1"), ("3:4B3", "send 3>1"), ("send 3>1", "update 3")} <= before
@@ -311,8 +338,8 @@ def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_devi
     d2h = program.lane_tasks[program.lane_start[2] : program.lane_start[3]]
     assert [(int(program.first[task]), int(program.nbytes[task])) for task in d2h] == [
         *((1, 4), (0, 4)),  # gradients
-        *((1, 0), (1, 24 + 4)),  # an update, then its state with the new weights
-        *((0, 0), (0, 24 + 4)),
+        *((1, 0), (1, 4), (1, 24)),  # an update, then the new weights, then its state
+        *((0, 0), (0, 4), (0, 24)),
     ]
     ups = program.lane_tasks[program.lane_start[4] : program.lane_start[5]]
     # States with the first round's gradients.
