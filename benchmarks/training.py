@@ -31,7 +31,15 @@ from pathlib import Path
 import torch
 from peers.plain import plain
 from torch import Tensor
-from training_common import Result, devices_of, dtype_of, make_layers, peak_bytes, timed
+from training_common import (
+    Result,
+    devices_of,
+    dtype_of,
+    make_layers,
+    peak_bytes,
+    timed,
+    wait_for_gpu,
+)
 
 import roundel
 from roundel.analysis.chrome import write_chrome_trace
@@ -109,8 +117,11 @@ def ours(name: str, arguments: Arguments) -> Result:
             last[:] = [trainer.step(inputs, targets)]
             return float(last[0].loss)
 
-        result = timed(step, arguments)
-        trainer.flush()
+        def wait() -> None:
+            trainer.flush()
+            wait_for_gpu()
+
+        result = timed(step, arguments, wait)
         timeline = last[0].timeline
     write_chrome_trace(timeline, arguments.out / f"{_slug(name)}.json.gz")
     draw_timeline(timeline, arguments.out / f"{_slug(name)}.png")
@@ -270,7 +281,7 @@ def _print_row(name: str, result: Result, limit: Result | None, devices: int) ->
     memory = "     -" if peak is None else f"{peak / 2**30:6.2f}"
     losses = " ".join(f"{each:.3f}" for each in result["losses"][:2] + result["losses"][-2:])
     print(
-        f"{name:38} {result['tokens_per_s']:9,.0f} {share} {result['median_step_s']:7.3f} "
+        f"{name:38} {result['tokens_per_s']:9,.0f} {share} {result['mean_step_s']:7.3f} "
         f"{memory}  {losses}",
         flush=True,
     )

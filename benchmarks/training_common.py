@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -101,19 +101,23 @@ def wait_for_gpu() -> None:
 def timed(
     step: Step, arguments: argparse.Namespace, wait: Callable[[], None] = wait_for_gpu
 ) -> Result:
-    """Losses, and the time of each step after two to warm up. wait: until a step has ended."""
+    """Losses, and the mean time of the steps after two to warm up. wait: until all is done.
+
+    Steps follow each other as in a training: nobody waits for all of one before the next.
+    """
     data, losses, times = batches(arguments), [], []
     for number in range(arguments.steps + WARM_UP):
-        start = time.perf_counter()
+        if number == WARM_UP:
+            wait()
+        times.append(time.perf_counter())
         losses.append(step(*data[number % 2]))
-        wait()
-        times.append(time.perf_counter() - start)
-    counted = times[WARM_UP:]
-    seconds = median(counted)
+    wait()
+    times.append(time.perf_counter())
+    seconds = (times[-1] - times[WARM_UP]) / arguments.steps
     return {
         "losses": losses,
-        "step_s": times,
-        "median_step_s": seconds,
+        "step_s": [end - start for start, end in pairwise(times)],
+        "mean_step_s": seconds,
         "tokens_per_s": data[0][0].numel() / seconds,
     }
 

@@ -145,11 +145,14 @@ class Trainer:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The torch optimizer, for schedulers and for a look at its state."""
+        """The torch optimizer, for schedulers; for a look at its state, `flush` first."""
         return self.masters.optimizer
 
     def step(self, inputs: Value, targets: Value) -> StepResult:
         """One step on a batch. Returns when the next may start.
+
+        States that pass through devices, and weights with them, may be on their way down then, as
+        may all updates of a stale step: `flush` waits for them, and `state_dict` and `save` do.
 
         Raises what a layer raised, with the layer and microbatch in its notes; InputError where the
         plan cannot run or cannot fit; NotANumber where the loss is not finite.
