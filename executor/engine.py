@@ -275,8 +275,7 @@ class StepEngine:
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
-            readers = machinery.streams[device], machinery.update_streams[device]
-            machinery.transit.up(layer, machinery.devices[device], readers)
+            machinery.transit.up(layer, machinery.devices[device], machinery.streams[device])
 
     def _upload_weights(self, task: int, device: int, layer: int) -> None:
         machinery = self._machinery

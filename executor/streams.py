@@ -1,8 +1,8 @@
 """What a lane runs on: a CUDA stream, or on the CPU nothing but the calling thread."""
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +28,14 @@ class Stream(Protocol):
 
     def reads(self, tensor: Tensor) -> None:
         """The memory of `tensor` is not to be reused before this stream is done with it."""
+        ...
+
+    def memory(self) -> AbstractContextManager[Any]:
+        """Memory taken inside is this stream's; the current stream is to fill it.
+
+        Allocators have some for each stream, and what one has let go of is slow to become
+        another's. It waits for what this stream was given before, which may be at work there.
+        """
         ...
 
 
@@ -71,6 +79,9 @@ class CpuStream:
     def reads(self, tensor: Tensor) -> None:
         """Nothing to do: on the CPU all is done when it is issued."""
 
+    def memory(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
 
 class CudaMark:
     """A CUDA event."""
@@ -111,6 +122,13 @@ class CudaStream:
 
     def reads(self, tensor: Tensor) -> None:
         tensor.record_stream(self.stream)
+
+    @contextmanager
+    def memory(self) -> Iterator[None]:
+        fills = torch.cuda.current_stream(self.stream.device)
+        with torch.cuda.stream(self.stream):
+            yield
+        fills.wait_stream(self.stream)
 
 
 class Clock:

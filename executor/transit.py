@@ -1,6 +1,6 @@
 """Transit: masters and optimizer states that lie on the host and are updated on a device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,17 @@ class Transit:
         self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._visits: dict[int, WeightCopy] = {}
 
-    def up(self, layer: int, device: torch.device, readers: Sequence[Stream]) -> None:
-        """Bring what an update needs to a device, on the current stream; `readers` may update."""
+    def up(self, layer: int, device: torch.device, computes: Stream) -> None:
+        """Bring what an update needs to a device, on the current stream.
+
+        It takes the memory of the stream that computes. It leaves it when all is down and waited
+        for, so whoever updates need not say that it reads there.
+        """
 
         def sent(part: Tensor) -> Tensor:
-            copy = part.to(device, non_blocking=True, copy=True)
-            for reader in readers:
-                reader.reads(copy)
-            return copy
+            with computes.memory():
+                copy = torch.empty_like(part, device=device)
+            return copy.copy_(part, non_blocking=True)
 
         for name, each in self._trained(layer).items():
             self._homes[each] = self._at_home(each.data)

@@ -114,11 +114,11 @@ def test_no_more_than_two_layers_states_are_on_a_device(
     most = []
     up, down = Transit.up, Transit.states_down
 
-    def counted_up(self: Transit, layer: int, device: Any, readers: Any) -> None:
+    def counted_up(self: Transit, layer: int, device: Any, computes: Any) -> None:
         lane = threading.current_thread().name
         here.setdefault(int(lane.split("gpu")[1].split()[0]), set()).add(layer)
         most.append(max(map(len, here.values())))
-        up(self, layer, device, readers)
+        up(self, layer, device, computes)
 
     def counted_down(self: Transit, layer: int) -> None:
         time.sleep(0.05)

@@ -142,7 +142,7 @@ def test_what_goes_up_and_what_does_not() -> None:
         state = trainer.optimizer.state[weight]
         at_home = {name: each.data_ptr() for name, each in state.items()}
         place = weight.data_ptr()
-        machinery.transit.up(2, torch.device(toy.DEVICE), machinery.streams[:1])
+        machinery.transit.up(2, torch.device(toy.DEVICE), machinery.streams[0])
         assert weight.data_ptr() == place
         up = {name for name, each in state.items() if each.data_ptr() != at_home[name]}
         assert up == {"exp_avg", "exp_avg_sq"}
