@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from roundel.analysis.metrics import measure
 from roundel.analysis.timeline_picture import draw_timeline
 from roundel.api import Simulation, simulate_work
 from roundel.auto import choose
+from roundel.executor.places import count_peaks_anew
+from roundel.executor.training_setup import is_out_of_memory
 from roundel.policies.policy import Policy, policy_name
 from roundel.policies.work import Work
 from roundel.traces.errors import InputError
@@ -109,18 +112,27 @@ def planned(work: Work, job: Job, arguments: argparse.Namespace) -> Policy:
     return choose(work, job.policies, Console(), lambda what: None)
 
 
+def with_room(work: Work) -> Work:
+    """The same work with a little less memory on the devices."""
+    most = min(device.memory_bytes for device in work.machine.devices)
+    return replace(work, machine=work.machine.with_memory(int(most * (1 - ROOM))))
+
+
 def fits(arguments: argparse.Namespace, sequence: int) -> bool:
     """Whether any of the policies fits at this context."""
     job = job_of(arguments, sequence, empty=True)
-    work = job.measured(repeats=1, split=False)
+    try:
+        work = with_room(job.measured(repeats=1, split=False))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return False
+        raise
     for policy in job.policies.values():
         try:
-            curves = simulate_work(work, policy).timeline.memory
+            if simulate_work(work, policy).metrics.fits:
+                return True
         except InputError:
             continue
-        limited = [curve for curve in curves if curve.limit_bytes]
-        if all(curve.peak_bytes <= (1 - ROOM) * curve.limit_bytes for curve in limited):
-            return True
     return False
 
 
@@ -128,6 +140,8 @@ def longest(arguments: argparse.Namespace) -> int:
     """The longest context that fits, from the one that was asked for on."""
     low, high = max(1, arguments.sequence // STRIDE), arguments.most // STRIDE + 1
     start = time.perf_counter()
+    if not fits(arguments, low * STRIDE):
+        sys.exit(f"context {low * STRIDE:,} does not fit: begin with a shorter --sequence")
     while high - low > 1:
         middle = (low + high) // 2
         found = fits(arguments, middle * STRIDE)
@@ -154,10 +168,13 @@ def train(
             losses.append(result.loss)
             print(f"loss {result.loss:.4f}, {seconds[-1]:.2f} s", flush=True)
             if on_gpu and len(losses) == 1 and arguments.steps > 1:
-                torch.cuda.reset_peak_memory_stats()  # The first step also measures the layers.
+                count_peaks_anew(job.devices)  # The first step also measures the layers.
         timeline = result.timeline
     if on_gpu:
-        peaks = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
+        peaks = [
+            max(map(most, job.devices))
+            for most in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
+        ]
     tokens = batch[0].numel()
     return {
         "losses": losses,
@@ -234,7 +251,7 @@ def main() -> None:
         start = time.perf_counter()
         job = job_of(arguments, sequence, empty=False)
         loading_s = time.perf_counter() - start
-        policy = planned(work, job, arguments)
+        policy = planned(with_room(work) if arguments.longest else work, job, arguments)
         predicted = simulate_work(work, policy)
         print(f"context {sequence:,}; made in {loading_s:.0f} s; {policy!r}", flush=True)
         done, timeline = train(job, work, policy, arguments)

@@ -24,7 +24,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from training import names_of, parser_of, trainer_of
+from training import POLICIES, names_of, parser_of, trainer_of
 from training_common import WARM_UP, batches, devices_of, wait_for_gpu
 
 import roundel
@@ -101,8 +101,8 @@ def _times(timeline: Timeline) -> dict[str, list[float]]:
 def gaps_of(events: list[dict[str, Any]]) -> dict[str, Any]:
     """How long streams that compute stood still, of a Chrome trace's events (microseconds).
 
-    The host was late with a kernel that was launched after the stream had come to its end; the
-    time counts from there. Else the kernel had to wait for something else.
+    The host was late from the stream's end until it had launched the next kernel; for the rest the
+    kernel had to wait for something else. Copies on the same stream are work, too.
     """
     calls = [each for each in events if each.get("cat") in ("cuda_runtime", "cuda_driver")]
     launch = {_correlation(each): each for each in calls}
@@ -116,11 +116,13 @@ def gaps_of(events: list[dict[str, Any]]) -> dict[str, Any]:
         for kernel in kernels[1:]:
             gap, call = kernel["ts"] - end, launch.get(_correlation(kernel))
             if gap > GAP_US and call is not None:
-                is_late = call["ts"] > end
-                found["late_ms" if is_late else "waited_ms"] += gap / 1e3
+                by_us = min(gap, max(0.0, call["ts"] + call["dur"] - end))
+                found["late_ms"] += by_us / 1e3
+                found["waited_ms"] += (gap - by_us) / 1e3
+                is_late = by_us > gap / 2
                 found["late" if is_late else "waited"] += 1
                 if is_late:
-                    late[before.get(id(call), "nothing")].append(gap / 1e3)
+                    late[before.get(id(call), "nothing")].append(by_us / 1e3)
             end = max(end, kernel["ts"] + kernel["dur"])
         streams[stream] = found
     after = {
@@ -138,7 +140,7 @@ def _compute_streams(events: list[dict[str, Any]]) -> dict[str, list[dict[str, A
     """Kernels by stream, in order, of the stream of each GPU that has most of them."""
     by_stream: dict[tuple[Any, Any], list[dict[str, Any]]] = defaultdict(list)
     for each in events:
-        if each.get("cat") == "kernel":
+        if each.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
             by_stream[each["args"].get("device"), each["args"].get("stream")].append(each)
     result = {}
     for device in sorted({device for device, _ in by_stream}, key=str):
@@ -224,7 +226,10 @@ def main() -> None:
     }
     print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     results = {}
-    for name in names_of(arguments.systems):
+    names = names_of(arguments.systems)
+    if not set(names) <= set(POLICIES):
+        parser.error(f"--systems: of these, {'; '.join(POLICIES)}")
+    for name in names:
         slug = name.replace(", ", "-").replace(" ", "-")
         try:
             with trainer_of(name, arguments) as trainer:

@@ -69,6 +69,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     files: dict[str, FileSum]
     conditions: str
+    microbatch: str = ""
     trace: Trace | None
 
 
@@ -119,8 +120,8 @@ def load_checkpoint(trainer: "Trainer", folder: Path) -> int:
     trainer._older = older
     trainer.step_number = manifest.step
     trainer._randomness.seed = manifest.seed
-    if trainer.trace is None and manifest.conditions == _conditions(trainer):
-        trainer.trace = manifest.trace
+    if manifest.conditions == _conditions(trainer):
+        trainer._earlier = manifest.microbatch, manifest.trace
     set_random_state(torch.load(path / RANDOM, weights_only=True))
     return manifest.step
 
@@ -167,6 +168,7 @@ def _write(trainer: "Trainer", path: Path, serial: int) -> None:
         versions=_versions(),
         files={each.name: _sum_of(each) for each in sorted(path.iterdir())},
         conditions=_conditions(trainer),
+        microbatch=trainer._microbatch,
         trace=trainer.trace,
     )
     save_model(manifest, path / MANIFEST)

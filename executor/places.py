@@ -31,6 +31,14 @@ def find_devices(names: Sequence[str] | None = None) -> Devices:
     return [_found(name, count) for name in names]
 
 
+def names_of(devices: Sequence[torch.device]) -> list[str]:
+    """What each device is: a GPU by its model, as two machines may both have a cuda:0."""
+    return [
+        f"{each}: {torch.cuda.get_device_name(each)}" if each.type == "cuda" else str(each)
+        for each in devices
+    ]
+
+
 def gpus_of(devices: Iterable[torch.device]) -> set[torch.device]:
     """The GPUs among these devices, each once."""
     return {device for device in devices if device.type == "cuda"}

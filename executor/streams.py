@@ -135,15 +135,21 @@ class Clock:
     """The start of a step on the host and on every CUDA device, all at one moment.
 
     On a device it is a mark on a stream with nothing else on it, of `idle_streams`, which is
-    reached whatever runs on the others. It is waited for: a GPU that other processes use, too,
-    may be at their work now, and nothing is to begin before the clock does.
+    reached whatever runs on the others. A GPU that other processes use, too, may be at their work
+    now, so the marks come when all have answered, and nothing begins before they are reached.
     """
 
     def __init__(self, streams: "IdleStreams") -> None:
-        self.marks = {index: CudaMark(stream) for index, stream in streams.items()}
+        for mark in self._marks(streams).values():
+            mark.block()
+        self.marks = self._marks(streams)
+        self.start_ns = time.perf_counter_ns()
         for mark in self.marks.values():
             mark.block()
-        self.start_ns = time.perf_counter_ns()
+
+    @staticmethod
+    def _marks(streams: "IdleStreams") -> dict[int, CudaMark]:
+        return {index: CudaMark(stream) for index, stream in streams.items()}
 
 
 IdleStreams = dict[int, torch.cuda.Stream]

@@ -41,7 +41,7 @@ from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
 from .turns import Turns
-from .values import Value, batch_size, map_tensors, moved, split_batch
+from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
 REPEATS = 3
@@ -138,6 +138,8 @@ class Trainer:
         self._pending: list[tuple[Run, StepEngine]] = []
         self._closed = False
         self._older: dict[str, torch.Tensor] = {}
+        self._microbatch = ""
+        self._earlier: tuple[str, Trace | None] = "", None
         self._shares: dict[torch.device, float] = {}
         self._failure: BaseException | None = None
         self._poison = False
@@ -173,7 +175,8 @@ class Trainer:
         try:
             # Layers draw from seeds of their own; whoever draws beside them is not to notice.
             with torch.random.fork_rng(sorted(cuda)):
-                ready = self._prepare(parts[0][0], parts[1][0])
+                largest = shares.index(max(shares))
+                ready = self._prepare(parts[0][largest], parts[1][largest])
                 tables = self._tables(ready.work)
                 result = self._run(ready, tables, *parts, shares)
         except BaseException:
@@ -271,6 +274,10 @@ class Trainer:
                 self._compute_dtype,
                 self.devices[0] if place == "device" else "cpu",
             )
+            self._microbatch = looks_of((inputs, targets))
+            measured_for, earlier = self._earlier
+            if self.trace is None and measured_for == self._microbatch:
+                self.trace = earlier
             if self.trace is None or self._training:
                 measured, draws = self._measure(inputs, targets, kept)
                 self._randomness.draws = draws
@@ -467,7 +474,7 @@ class Trainer:
         self._wait(run, ready, stale or lags, until)
         losses = [engine.losses[number] for number in range(self.microbatches)]
         loss = float(sum(float(each) for each in losses))
-        tokens = self.microbatches * ready.work.trace.microbatch_tokens
+        tokens = sum(map(count_tokens, inputs))
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
 

@@ -101,7 +101,7 @@ def measured_work(
     weights = model.layers.dtype()
     place = devices[0] if "device" in updates_on else "cpu"
     inputs, targets = batches.batch(0)
-    rows = max(1, batch_size(inputs) // microbatches)
+    rows = -(-batch_size(inputs) // microbatches)  # Those of the largest microbatch.
     part, goal = (split_batch(value, [0, rows])[0] for value in (inputs, targets))
     trace, _ = measure_layers(
         model.layers,

@@ -119,3 +119,8 @@ def count_tokens(inputs: Value) -> int:
     first = tensors_of(inputs)[0]
     is_tokens = first.ndim == 2 and not first.is_floating_point()
     return first.numel() if is_tokens else batch_size(inputs)
+
+
+def looks_of(value: Value) -> str:
+    """The shapes and dtypes of a value's tensors, which its costs depend on."""
+    return str([(tuple(each.shape), str(each.dtype)) for each in tensors_of(value)])

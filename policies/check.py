@@ -23,7 +23,9 @@ def check_plan(plan: Plan, work: Work) -> None:
     check_ops(plan, work)
     table = OpTable.of((plan,), work)
     check_table(table)
-    order_of(table, Visits.of(table))
+    visits = Visits.of(table)
+    check_visits(table, visits)
+    order_of(table, visits)
 
 
 def check_ops(plan: Plan, work: Work) -> None:
@@ -86,6 +88,21 @@ def check_table(table: OpTable) -> None:
     _check_recompute_is_used(table)
     if table.rules.weights == "resident":
         _check_one_home(table)
+
+
+def check_visits(table: OpTable, visits: Visits) -> None:
+    """Streamed weights leave with their visit, and what was saved with them is of no use then."""
+    if table.rules.weights == "resident":
+        return
+    rows = np.flatnonzero(table.is_kind(*BACKWARD_SIDE, W))
+    apart = visits.of_rows(saved_by(table, rows)) != visits.of_rows(rows)
+    if apart.any():
+        row = int(rows[np.argmax(apart)])
+        raise InputError(
+            f"{_name(table, row)}: the F or R that it works from is in an earlier visit, whose "
+            "streamed weights are gone; put an R of the same layers before it, with only ops of "
+            "these layers in between, or keep the weights resident"
+        )
 
 
 def _out_of_range(device: int, op: Op, work: Work) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..traces.errors import InputError
 from .builder import ProgramBuilder
-from .check import MOST_OPS, check_ops, check_size, check_table
+from .check import MOST_OPS, check_ops, check_size, check_table, check_visits
 from .lower_activations import lower_activations, lower_gradient_flows
 from .lower_compute import lower_compute
 from .lower_optimizer import lower_optimizer
@@ -38,6 +38,7 @@ def lower(plans: Sequence[Plan], work: Work) -> Program:
     )  # At millions of ops, what is no longer needed is let go as soon as it can be.
     check_table(table)
     visits = Visits.of(table)
+    check_visits(table, visits)
     order = order_of(table, visits)
     builder = ProgramBuilder(work)
     lower_compute(builder, table, order)

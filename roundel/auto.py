@@ -99,7 +99,7 @@ def choose(
 ) -> Policy:
     """The fastest of the policies that fits the memory, itself. Prints the table.
 
-    Raises NothingFits.
+    Raises NothingFits, or InputError where more microbatches would be of no use.
     """
     simulations, refused = [], {}
     for name, policy in policies.items():
@@ -111,21 +111,26 @@ def choose(
     comparison = Comparison(tuple(simulations), refused)
     report.print_comparison(console, comparison, [], misfits=False)
     if comparison.winner is None:
-        raise NothingFits(f"policy auto: none fits the memory{_nearest(comparison)}")
+        raise _no_winner(comparison)
     return comparison.winner
 
 
-def _nearest(comparison: Comparison) -> str:
+def _no_winner(comparison: Comparison) -> InputError:
     """What the policy would need that is the nearest to fit, and what to do about it."""
     worst = [
         (max(each.timeline.memory, key=lambda curve: curve.over_share), each)
         for each in comparison.simulations
     ]
     if not worst:
-        return ""
+        return InputError(f"policy auto: none can run: {next(iter(comparison.refused.values()))}")
     curve, nearest = min(worst, key=lambda each: each[0].over_share)
     plan = nearest.policy.plan(nearest.work, 0)
-    return f"; the nearest is {nearest.name}: {misfit(curve, plan, human_bytes)}"
+    # More microbatches leave the host as much to hold.
+    kind = InputError if curve.name == "host" else NothingFits
+    return kind(
+        f"policy auto: none fits the memory; the nearest is {nearest.name}: "
+        f"{misfit(curve, plan, human_bytes)}"
+    )
 
 
 def save_choice(policy: Policy, microbatches: int, path: Path, about: dict[str, Any]) -> None:

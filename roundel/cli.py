@@ -34,6 +34,9 @@ app = typer.Typer(
 )
 progress = Console(stderr=True)
 
+EXTRAS = {"torch": "torch", "safetensors": "torch", "transformers": "hf"}
+"""Which extra of the package brings what can be missing."""
+
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for words that it does not understand."""
 
@@ -53,6 +56,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(str(error))
     except UsageError as error:
         _fail(error.format_message())  # type: ignore[attr-defined]
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        _fail(f"this needs {error.name}, which is not installed: pip install 'roundel[{extra}]'")
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -114,24 +114,31 @@ class Job:
         """
         if self.config.policy.name != AUTO:
             return self, self.policies[self.config.policy.name], None
-        train = self.config.train
-        about = {
-            "devices": list(map(str, self.devices)),
-            "batch": train.batch,
-            "microbatches": train.microbatches,
-            "memory": train.memory,
-            "host_memory": train.host_memory,
-        }
         written = self.folder / CHOICE if self.folder else None
         if written and self.config.checkpoint.resume:
-            before = load_choice(written, about)
+            before = load_choice(written, self._about())
             if before is not None:
                 policy, count = before
+                say(console, f"{policy_name(policy)}, as {shown(written)} has it")
                 return self.with_microbatches(count), policy, None
         job, chosen, work = self._chosen(console)
         if written:
-            save_choice(chosen, job.microbatches, written, about)
+            save_choice(chosen, job.microbatches, written, self._about())
         return job, chosen, work
+
+    def _about(self) -> dict[str, Any]:
+        """All that a choice depends on: what is measured, and what may be chosen from."""
+        from .executor.places import names_of
+
+        config = self.config
+        free = {"steps", "lr", "schedule", "warmup", "final_share", "seed", "on_nan"}
+        return {
+            "model": config.model.model_dump(mode="json"),
+            "sequence": config.data.sequence,
+            "policy": config.policy.model_dump(mode="json"),
+            "train": config.train.model_dump(mode="json", exclude=free),
+            "devices": names_of(self.devices),
+        }
 
     def _chosen(self, console: Console) -> "tuple[Job, Policy, Work]":
         train = self.config.train

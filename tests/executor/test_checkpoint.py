@@ -280,9 +280,11 @@ def test_measured_costs_come_along_to_the_same_conditions(tmp_path: Path) -> Non
     with make(toy.blocks(), roundel.GPipe()) as trainer:
         trainer.step(*toy.vectors()[0])
         trainer.save(tmp_path)
-    for options, kept in (({}, True), ({"microbatches": 5}, False)):
+    for options, size, kept in (({}, 11, True), ({"microbatches": 5}, 11, False), ({}, 22, False)):
         with make(toy.blocks(), roundel.OneFOneB(), **options) as other:
             other.load(tmp_path)
+            assert other.trace is None
+            other.step(*toy.vectors(size=size)[0])
             assert (other.trace == trainer.trace) is kept
 
 

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import roundel
+from roundel.executor.program_tables import ProgramTables
 from roundel.executor.trainer import Trainer
 from roundel.executor.transit import Transit
+from roundel.policies.lowering import lower
 from roundel.policies.streamed import Streamed
 from roundel.traces.timeline import KINDS
 
+from ..costs import make_work
 from . import toy
 
 mse = nn.functional.mse_loss
@@ -130,6 +133,30 @@ def test_no_more_than_two_layers_states_are_on_a_device(
     monkeypatch.setattr(Transit, "states_down", counted_down)
     watched(policy(**toy.CUTS, optimizer=optimizer, optimizer_on="device"), toy.blocks())
     assert max(most) == 2
+
+
+def test_what_the_next_step_waits_for_of_states_on_their_way_down() -> None:
+    """A device's first two layers for its last two, and each layer for itself."""
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
+    work = make_work(8, 1, 2, param_bytes=4, grad_bytes=4, optimizer_bytes=8)
+    tables = ProgramTables(lower([policy.plan(work, 0)], work))
+    lanes = {lane.name: number for number, lane in enumerate(tables.program.lanes)}
+    first = tables.program.first
+
+    def of(lane: str, tasks: Any) -> dict[int, int]:
+        number = lanes[lane]
+        start, stop = tables.program.lane_start[number : number + 2]
+        mine = tables.program.lane_tasks[start:stop].tolist()
+        return {int(first[task]): task for task in mine if task in tasks}
+
+    ups, downs = of("gpu0 optimizer", tables.states_up), of("gpu0 d2h", tables.states_down)
+    assert list(ups) == list(downs) == [7, 6, 5, 4, 3, 2, 1, 0]
+    waits = tables.after(tables)
+    assert {layer: set(waits[task]) for layer, task in ups.items()} == {
+        7: {downs[1], downs[7]},
+        6: {downs[0], downs[6]},
+        **{layer: {downs[layer]} for layer in range(6)},
+    }
 
 
 def test_states_go_down_beside_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:

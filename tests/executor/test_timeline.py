@@ -93,6 +93,21 @@ def test_every_picture_and_export_works_on_it(tmp_path: Path) -> None:
     assert max(metrics.peak_memory_bytes) > 0
 
 
+def test_the_largest_microbatch_is_measured_and_every_sample_counts() -> None:
+    with Trainer(
+        toy.blocks(),
+        mse,
+        policy=roundel.GPipe(),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=4,
+    ) as trainer:
+        result = trainer.step(*toy.vectors(size=7)[0])  # In parts of 1, 2, 2 and 2.
+        assert trainer.trace is not None
+        assert trainer.trace.microbatch_tokens == 2
+    assert result.tokens_per_s == pytest.approx(7 / (result.timeline.makespan_ns / 1e9))
+
+
 def test_tokens_per_second_are_those_of_the_whole_step() -> None:
     with Trainer(
         toy.blocks(),

@@ -213,6 +213,26 @@ def test_the_loss_comes_before_the_backward_that_starts_from_it() -> None:
     assert ("1:2F0", "1:2B0") in dependencies(lower([plan], make_work(2, 2, 1, **BYTES)))
 
 
+def test_what_waits_on_the_host_is_fetched_for_the_next_visit_at_most() -> None:
+    """With one microbatch a visit has two ops; four ops ahead would be the visit after it."""
+    policy = RoundRobin((1, 1, 1), (1, 1, 1, 1), activations="host")
+    work = make_work(4, 1, 1, **BYTES)
+    before = dependencies(lower([policy.plan(work, 0)], work))
+    assert {("2:3F0", "fetch 1m0"), ("3:4B0", "fetch 0m0")} <= before
+
+
+def test_room_for_a_layer_is_taken_whole_with_its_first_chunk() -> None:
+    policy = RoundRobin((1,), (1, 1))
+    work = make_work(2, 1, 1, **{**BYTES, "param_bytes": 3 * CHUNK_BYTES})
+    program = lower([policy.plan(work, 0)], work)
+    buffers = program.buffers
+    rows = np.flatnonzero((buffers.label == LABELS.index("weights")) & (buffers.alloc >= 0))
+    # Two visits forward, one of them backward too, and one backward.
+    assert buffers.nbytes[rows].tolist() == [3 * CHUNK_BYTES] * 3
+    assert program.part[buffers.alloc[rows]].tolist() == [0] * 3
+    assert np.count_nonzero(program.kind == KIND_CODE["upload"]) == 9
+
+
 def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
     program = lower([plan], make_work(3, 1, 1, **BYTES))

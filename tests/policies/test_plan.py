@@ -78,6 +78,16 @@ def test_a_good_plan_passes() -> None:
             {"weights": "streamed", "optimizer_on": "device", "clip": True},
             "clip with streamed weights needs optimizer_on host",
         ),
+        (
+            ("0:1F0 1:2F0 1:2B0 0:1B0", "0:1F1 1:2F1 1:2B1 0:1R1 0:1B1"),
+            {"weights": "streamed", "optimizer_on": "host"},
+            "0:1B0 on gpu0: the F or R that it works from is in an earlier visit",
+        ),
+        (
+            ("0:2F0 0:2R0 0:1F1 1:2F1 0:2R1 0:2B1 0:2B0", ""),
+            {"weights": "streamed", "optimizer_on": "host"},
+            "0:2B0 on gpu0: the F or R that it works from is in an earlier visit",
+        ),
     ],
 )
 def test_a_wrong_plan_is_refused(devices: tuple[str, ...], rules: dict, message: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 import roundel
-from roundel.auto import candidates
+from roundel.auto import candidates, microbatch_counts
 
 
 def test_round_robin_in_several_places_and_rounds() -> None:
@@ -43,3 +43,9 @@ def test_what_was_asked_for_is_not_changed(knobs: dict, gone: str) -> None:
 def test_without_recompute_nothing_is_streamed() -> None:
     names = candidates({"recompute": "none"}, 8)
     assert not any("round-robin" in name or "layer-to-layer" in name for name in names)
+
+
+def test_microbatches_double_until_each_has_one_sample() -> None:
+    assert microbatch_counts(4, 6) == [4, 6]
+    assert microbatch_counts(2, 16) == [2, 4, 8, 16]
+    assert microbatch_counts(3, 3) == [3]

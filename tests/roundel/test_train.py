@@ -128,10 +128,12 @@ def test_auto_compares_all_policies_and_trains_with_the_winner(
     (tmp_path / "kept/policy.json").write_text(json.dumps(data))
     out = run(capsys, line.replace("--steps 2", "--steps 3") + " --resume")[1]
     assert "with zb-h2 on cpu, cpu" in out
+    assert f"zb-h2, as {tmp_path}/kept/policy.json has it" in out
     assert "winner" not in out
-    # With other memory it is chosen anew.
-    more = " --resume --memory 500MiB"
-    assert "winner: " in run(capsys, line.replace("--steps 2", "--steps 4") + more)[1]
+    # With other memory, shorter sequences or clipping it is chosen anew.
+    for steps, more in ((4, "--memory 500MiB"), (5, "--sequence 16"), (6, "--clip-norm 1")):
+        out = run(capsys, line.replace("--steps 2", f"--steps {steps} --resume {more}"))[1]
+        assert "winner: " in out
 
 
 def test_auto_takes_more_microbatches_where_nothing_fits(

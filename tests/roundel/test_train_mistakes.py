@@ -1,5 +1,7 @@
 """What goes wrong in `roundel train`: one line each, exit code 2 before the first step, else 1."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,24 @@ def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: P
     assert "of 97.7 KiB (" in err
     assert "; use fewer samples or shorter sequences a microbatch" in err
     assert err.count("\n") == 1
+
+
+def test_auto_says_that_nothing_can_run(capsys: pytest.CaptureFixture[str], text: Path) -> None:
+    """A cut that is wrong does not fit better with more microbatches."""
+    code, out, err = run(capsys, f"{SMALL.format(text=text)} --partition 1,2,3")
+    assert code == 2
+    assert "trying more" not in out
+    assert err.startswith("roundel: policy auto: none can run: ")
+    assert err.count("\n") == 1
+
+
+def test_without_torch_it_says_what_to_install(text: Path) -> None:
+    line = ["train", *SMALL.format(text=text).split()]
+    script = f"import sys; sys.modules['torch'] = None; import roundel.cli as c; c.main({line!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    said = "roundel: this needs torch, which is not installed: pip install 'roundel[torch]'\n"
+    assert done.stderr == said
 
 
 def test_what_the_host_lacks_is_said_before_the_first_step(
