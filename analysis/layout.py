@@ -18,8 +18,14 @@ LANE_TITLES = {
     "h2d": "host to GPU",
     "d2h": "GPU to host",
     "peer": "GPU to GPU",
-    "optimizer": "optimizer",
+    "optimizer": "states to GPU",
 }
+"""Rows of a device. The host's only one is its optimizer."""
+
+
+def lane_title(lane: Lane) -> str:
+    """What a row is called."""
+    return LANE_TITLES[lane.kind] if lane.device >= 0 else "optimizer"
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ MEANINGS = {
     "update": "optimizer update",
     "norm": "gradient norm",
 }
+MEANINGS_IN_TRANSIT = {
+    "upload": "weights and states in",
+    "download": "gradients, weights and states out",
+}
+"""Where states pass through the devices."""
+
 LEGEND_ORDER = tuple(COLOURS)
 
 BUBBLE_COLOURS = {

@@ -14,9 +14,9 @@ from ..traces.timeline import KINDS, Timeline
 from .boxes import draw_boxes, is_crowded
 from .figure import LEGEND_PX, LEGEND_ROW_PX, Page, picture_path, plain_frame, points, save
 from .idle import ComputeRows
-from .layout import LANE_TITLES, Layout, lay_out
+from .layout import LANE_TITLES, Layout, lane_title, lay_out
 from .metrics import measure
-from .palette import BACKGROUND, COLOURS, LEGEND_ORDER, MEANINGS
+from .palette import BACKGROUND, COLOURS, LEGEND_ORDER, MEANINGS, MEANINGS_IN_TRANSIT
 from .units import human_rate, human_seconds, human_share, shortened, time_unit
 
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX = 1400, 152, 24
@@ -153,7 +153,7 @@ def _row_titles(axes: Axes, layout: Layout) -> None:
             _title(axes, x, y, group.title, 13, ha=place, weight="bold")
     for lane, top, height in zip(layout.lanes, layout.top_px, layout.row_px, strict=True):
         if named and height:
-            _title(axes, -8, top + height / 2, LANE_TITLES[lane.kind], 12, ha="right")
+            _title(axes, -8, top + height / 2, lane_title(lane), 12, ha="right")
 
 
 def _every(layout: Layout) -> int:
@@ -190,10 +190,12 @@ def _time_axis(axes: Axes, extent_ns: int, labelled: bool) -> None:
 
 def _legend_handles(panels: Sequence[_Panel]) -> list[Patch]:
     present = {kind for panel in panels for kind in panel.kinds}
+    transit = any("optimizer" in panel.layout.kinds for panel in panels)
+    meanings = MEANINGS | (MEANINGS_IN_TRANSIT if transit else {})
     # matplotlib fills a legend column by column; people read this one in rows.
     kinds = _by_rows([kind for kind in LEGEND_ORDER if kind in present], _LEGEND_COLUMNS)
     return [
-        Patch(facecolor=COLOURS[kind], label=MEANINGS[kind], ec="#333333", lw=points(0.7))
+        Patch(facecolor=COLOURS[kind], label=meanings[kind], ec="#333333", lw=points(0.7))
         for kind in kinds
     ]
 
