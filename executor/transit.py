@@ -35,22 +35,28 @@ class Transit:
         It takes the memory of the stream that computes. It leaves it when all is down and waited
         for, so whoever updates need not say that it reads there.
         """
-
-        def sent(part: Tensor) -> Tensor:
-            with computes.memory():
-                copy = torch.empty_like(part, device=device)
-            return copy.copy_(part, non_blocking=True)
-
+        masters, states = [], []
         for name, each in self._trained(layer).items():
             self._homes[each] = self._at_home(each.data)
             if name not in self._copies[layer].lent:
-                each.data = sent(self._homes[each])
+                masters.append(each)
             for part in self._masters.slices.of(each):
-                states = self._masters.optimizer.state.get(part, {})
                 large = self._masters.large_states(part).items()
                 self._states[part] = {key: rebuilt(value, self._at_home) for key, value in large}
-                for key, value in self._states[part].items():
-                    states[key] = rebuilt(value, sent)
+                states.append(part)
+        values = [self._homes[each] for each in masters]
+        values += [value for part in states for value in self._states[part].values()]
+        parts = [each for value in values for each in parts_of(value)]
+        with computes.memory():
+            copies = [torch.empty_like(part, device=device) for part in parts]
+        copy_each(list(zip(copies, parts, strict=True)))
+        sent = iter(copies)
+        for each in masters:
+            each.data = next(sent)
+        for part in states:
+            there = self._masters.optimizer.state.get(part, {})
+            for key, value in self._states[part].items():
+                there[key] = rebuilt(value, lambda _: next(sent))
 
     def _at_home(self, part: Tensor) -> Tensor:
         """A tensor where it will stay on the host, in memory that a device can copy from."""
@@ -88,16 +94,18 @@ class Transit:
     @torch.no_grad()
     def states_down(self, layer: int) -> None:
         """Bring a layer's states and masters to their places on the host, and wait for them."""
-        trained = self._trained(layer)
-        for each in trained.values():
-            if each in self._homes:
-                self._homes[each].copy_(each.data, non_blocking=True)
+        trained = self._trained(layer).values()
+        pairs = [(self._homes[each], each.data) for each in trained if each in self._homes]
+        for each in trained:
             for part in self._masters.slices.of(each):
+                homes = self._states[part]
                 for key, value in self._masters.large_states(part).items():
-                    home = self._states[part].get(key)
-                    self._states[part][key] = _returned(value, home, self._pin)
+                    if key not in homes:
+                        homes[key] = rebuilt(value, lambda new: _place_for(new, self._pin))
+                    pairs += zip(parts_of(homes[key]), parts_of(value), strict=True)
+        copy_each(pairs)
         self._wait()
-        for each in trained.values():
+        for each in trained:
             each.data = self._homes.pop(each, each.data)
             for part in self._masters.slices.of(each):
                 self._masters.optimizer.state.get(part, {}).update(self._states.pop(part))
@@ -110,15 +118,6 @@ class Transit:
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)
         return {name: each for name, each in owned.items() if each.requires_grad}
-
-
-def _returned(value: Tensor, home: Tensor | None, pin: bool) -> Tensor:
-    """A value from a device in its place on the host; one that has none gets one."""
-    if home is None:
-        home = rebuilt(value, lambda part: _place_for(part, pin))
-    for target, source in zip(parts_of(home), parts_of(value), strict=True):
-        target.copy_(source, non_blocking=True)
-    return home
 
 
 def _place_for(part: Tensor, pin: bool) -> Tensor:
