@@ -66,9 +66,9 @@ class DeviceWeights:
 
 
 def begin_upload(layout: Layout, device: torch.device, reader: Stream) -> WeightCopy:
-    """Room for a layer's weights on a device, among its compute stream's, which waits for them."""
-    with reader.memory():
-        flat = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+    """Room for a layer's weights on a device, to be read by its compute stream."""
+    flat = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
+    reader.reads(flat)
     return WeightCopy(layout.parameters(flat), flat)
 
 
