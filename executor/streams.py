@@ -103,10 +103,11 @@ class CudaMark:
 
 
 class CudaStream:
-    """A CUDA stream of its own."""
+    """A CUDA stream of its own. `urgent`: its kernels go before those of other streams."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device, urgent: bool = False) -> None:
+        priority = -1 if urgent else 0
+        self.stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
 
     def use(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self.stream)
@@ -169,6 +170,6 @@ def mark_now(device: torch.device) -> Mark:
     return CpuMark()
 
 
-def make_stream(device: torch.device) -> Stream:
-    """A stream of its own on `device`."""
-    return CudaStream(device) if device.type == "cuda" else CpuStream()
+def make_stream(device: torch.device, urgent: bool = False) -> Stream:
+    """A stream of its own on `device`; `urgent` kernels go before those of other streams."""
+    return CudaStream(device, urgent) if device.type == "cuda" else CpuStream()

@@ -428,7 +428,10 @@ class Trainer:
         return [
             LaneThread(
                 lane.name,
-                make_stream(self.devices[lane.device]) if lane.device >= 0 else CpuStream(),
+                # What the ops do not wait for, such as updates, leaves them the GPU.
+                make_stream(self.devices[lane.device], urgent=lane.kind == "compute")
+                if lane.device >= 0
+                else CpuStream(),
                 blocks=lane.kind in ("h2d", "optimizer") and lane.device >= 0,
                 threads=0 if lane.device >= 0 else updating,
             )
