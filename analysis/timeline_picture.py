@@ -17,7 +17,7 @@ from .idle import ComputeRows
 from .layout import LANE_TITLES, Layout, lane_title, lay_out
 from .metrics import measure
 from .palette import BACKGROUND, COLOURS, LEGEND_ORDER, MEANINGS, MEANINGS_IN_TRANSIT
-from .units import human_rate, human_seconds, human_share, shortened, time_unit
+from .units import counted, human_rate, human_seconds, human_share, shortened, time_unit
 
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX = 1400, 152, 24
 _AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
@@ -123,11 +123,10 @@ def _draw_panel(
 
 def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> None:
     metrics = measure(timeline)
-    several = "es" if timeline.microbatches > 1 else ""
-    counts = f"{timeline.microbatches} microbatch{several} a step"
+    counts = f"{counted(timeline.microbatches, 'microbatch')} a step"
     figures = [
         timeline.source,
-        f"{timeline.devices} GPU{'s' if timeline.devices > 1 else ''}, {counts}",
+        f"{counted(timeline.devices, 'GPU')}, {counts}",
         f"step {human_seconds(metrics.step_s)}",
         f"bubble {human_share(metrics.bubble_ratio)}",
         f"{human_rate(metrics.tokens_per_s)} tokens/s",

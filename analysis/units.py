@@ -53,3 +53,9 @@ def byte_unit(extent: int) -> tuple[int, str]:
 def _digits(value: float, digits: int) -> str:
     whole = len(str(int(abs(value))))
     return f"{value:.{max(digits - whole, 0)}f}"
+
+
+def counted(count: int, one: str) -> str:
+    """So many of something: `1 step`, `3 steps`, `2 microbatches`."""
+    many = "" if count == 1 else "es" if one.endswith("ch") else "s"
+    return f"{count} {one}{many}"

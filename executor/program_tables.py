@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ..policies.lower_transit import IN_TRANSIT
 from ..policies.program import LABEL_CODE, STATES, Program
+from ..policies.visits import AT_A_TIME
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
 
 ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
@@ -37,21 +39,21 @@ class ProgramTables:
 
         To keep within memory: within a step an upload waits for the end of the visit before the
         last one on its device; of a device's first two visits that is a visit of the step before.
-        States of two layers at most are on a device, likewise. And a layer's do not go up before
+        States of few layers at a time are on a device, likewise. And a layer's do not go up before
         they are down.
         """
         result: dict[int, list[int]] = {}
         for device, visits in _ungated_uploads(self.program, self.parts).items():
             ends = earlier.visit_ends.get(device, [])
-            for number, uploads in enumerate(visits[:2]):
-                place = len(ends) - 2 + number
+            for number, uploads in enumerate(visits[:AT_A_TIME]):
+                place = len(ends) - AT_A_TIME + number
                 if place >= 0:
                     result |= {upload: [ends[place]] for upload in uploads}
         down = {int(earlier.program.first[task]): task for task in earlier.states_down}
         downs = _by_device(earlier.program, earlier.states_down)
         for device, ups in _by_device(self.program, set(self.states_up)).items():
             for number, up in enumerate(ups):
-                waits = downs.get(device, [])[-2:][number : number + 1]
+                waits = downs.get(device, [])[-IN_TRANSIT:][number : number + 1]
                 layer = int(self.program.first[up])
                 result[up] = list({*waits, down[layer]} if layer in down else waits)
         return result

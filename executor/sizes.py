@@ -23,5 +23,8 @@ def parse_bytes(size: int | str | None, name: str = "memory") -> int:
 
 
 def say_bytes(count: int) -> str:
-    """Bytes in GiB, or in MiB where they are few."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    """Bytes in GiB, or where they are few in MiB or KiB."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.1f} KiB"

@@ -23,6 +23,9 @@ from .table import OpTable
 from .updated import Updated
 from .visits import Visits
 
+IN_TRANSIT = 2
+"""States of so many layers are on a device at a time: one is updated while another moves."""
+
 
 def update_in_transit(
     builder: ProgramBuilder,
@@ -36,7 +39,6 @@ def update_in_transit(
 
     Of visits that make it at the same time on several devices one does, in turns; the others'
     gradients come straight from there. Those of earlier visits wait on the host and come along.
-    Two layers' states are on a device at a time.
     """
     if is_tied(table).any():
         raise InputError(
@@ -68,10 +70,11 @@ def update_in_transit(
         )
     ups, updates, downs, returns = tasks
     # A step's first come when their visit has let go of what it saved, all when one is down.
-    later = np.flatnonzero(ends.device[2:] == ends.device[:-2]) + 2
-    builder.depend(returns[later - 2], ups[later])
+    later = np.arange(IN_TRANSIT, len(chosen))
+    later = later[ends.device[later] == ends.device[later - IN_TRANSIT]]
+    builder.depend(returns[later - IN_TRANSIT], ups[later])
     first = np.ones(len(chosen), dtype=np.bool_)
-    first[later[ends.step[later] == ends.step[later - 2]]] = False
+    first[later[ends.step[later] == ends.step[later - IN_TRANSIT]]] = False
     builder.depend(visits.last_row[ends.visit[first]], ups[first])
     by_layer = np.lexsort((ends.step, ends.layer))
     same = np.diff(ends.layer[by_layer]) == 0

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import options as opt
-from .analysis.units import human_seconds, human_share
+from .analysis.units import counted, human_seconds, human_share
 from .traces.errors import shown
 from .traces.kineto import Imported, import_profile
 from .traces.kineto_ranges import LAYERS
@@ -97,7 +97,7 @@ def _notes(imported: Imported) -> list[str]:
     shares = [
         f"layers {human_share(imported.assigned_ns / total)}",
         f"optimizer {human_share(imported.optimizer_ns / total)} "
-        f"({imported.optimizer_steps} step(s))",
+        f"({counted(imported.optimizer_steps, 'step')})",
         f"not assigned {human_share(imported.unassigned_ns / total)}",
     ]
     notes = [f"all work {human_seconds(imported.total_ns / 1e9)}: {', '.join(shares)}"]

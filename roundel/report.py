@@ -17,7 +17,7 @@ from .analysis.frames import write_csv
 from .analysis.memory_picture import draw_memory
 from .analysis.table import comparison_table
 from .analysis.timeline_picture import draw_timeline
-from .analysis.units import human_bytes, human_rate, human_seconds, human_share
+from .analysis.units import counted, human_bytes, human_rate, human_seconds, human_share
 from .api import Comparison, Simulation, compare_work
 from .options import policies_of
 from .policies.catalog import known_knobs
@@ -75,12 +75,15 @@ def write_pictures(
 def print_simulation(console: Console, simulation: Simulation) -> None:
     """The figures of one simulation, and what does not fit."""
     metrics, work = simulation.metrics, simulation.work
-    bubble = metrics.bubble
+    bubble, microbatches = metrics.bubble, counted(metrics.microbatches, "microbatch")
     rows = [
         ("policy", simulation.name),
         ("trace", f"{work.trace.name} ({work.trace.device}), {work.layers} layers"),
         ("machine", _machine(work)),
-        ("work", f"{metrics.steps} step(s) of {metrics.microbatches} microbatches"),
+        (
+            "work",
+            f"{counted(metrics.steps, 'step')} of {counted(metrics.microbatches, 'microbatch')}",
+        ),
         ("makespan", human_seconds(metrics.makespan_s)),
         ("step time", human_seconds(metrics.step_s)),
         ("throughput", f"{human_rate(metrics.tokens_per_s)} tokens/s"),
@@ -114,8 +117,9 @@ def print_comparison(
     if comparison.simulations:
         work = comparison.simulations[0].work
         console.print(
-            f"{work.trace.name} on {_machine(work)}, {work.microbatches} microbatches a step, "
-            f"{comparison.simulations[0].metrics.steps} step(s)",
+            f"{work.trace.name} on {_machine(work)}, "
+            f"{counted(work.microbatches, 'microbatch')} a step, "
+            f"{counted(comparison.simulations[0].metrics.steps, 'step')}",
             highlight=False,
             soft_wrap=True,
             markup=False,
@@ -289,7 +293,7 @@ def _misfit(curve: MemoryCurve) -> str:
 
 def _machine(work: Work) -> str:
     machine = work.machine
-    said = f"{work.devices} devices of {machine.name}"
+    said = f"{counted(work.devices, 'device')} of {machine.name}"
     limits = [device.memory_bytes for device in machine.devices]
     if machine.name == "ideal":
         said += " (no memory limits, updates and transfers to the host take no time)"

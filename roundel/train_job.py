@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .analysis.units import human_rate
+from .analysis.units import counted, human_rate
 from .auto import (
     NothingFits,
     candidates,
@@ -278,8 +278,10 @@ class Job:
         places = ", ".join(map(str, self.devices))
         return (
             f"training {self.config.model.name}, {human_rate(count)} parameters in {len(layers)} "
-            f"layers, with {policy_name(policy)} on {places}: {self.config.train.steps} steps of "
-            f"{self.config.train.batch} samples in {self.microbatches} microbatches"
+            f"layers, with {policy_name(policy)} on {places}: "
+            f"{counted(self.config.train.steps, 'step')} of "
+            f"{counted(self.config.train.batch, 'sample')} in "
+            f"{counted(self.microbatches, 'microbatch')}"
         )
 
 

@@ -32,7 +32,7 @@ def test_the_tables_and_the_file(
     cells = [line.split() for line in out.splitlines()]
     assert ["layer.0", "1", "10.00", "µs", "30.00", "µs", "0.0", "%"] in cells
     assert ["MseLossBackward0", "3.000", "µs", "3.4", "%"] in cells
-    assert "optimizer 21.8 % (1 step(s)), not assigned 6.9 %" in out
+    assert "optimizer 21.8 % (1 step), not assigned 6.9 %" in out
     assert Trace.load(trace).name == "two"
     code, out, _ = run(capsys, f"simulate {trace} --policy gpipe -d 2 -m 4 --hop-ms 0 --json")
     assert code == 0
