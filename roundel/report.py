@@ -75,7 +75,7 @@ def write_pictures(
 def print_simulation(console: Console, simulation: Simulation) -> None:
     """The figures of one simulation, and what does not fit."""
     metrics, work = simulation.metrics, simulation.work
-    bubble, microbatches = metrics.bubble, counted(metrics.microbatches, "microbatch")
+    bubble = metrics.bubble
     rows = [
         ("policy", simulation.name),
         ("trace", f"{work.trace.name} ({work.trace.device}), {work.layers} layers"),
