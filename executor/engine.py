@@ -341,8 +341,9 @@ class StepEngine:
         machinery, rules = self._machinery, self._program.rules
         layers = machinery.layers
         sharing = machinery.sharing[layer]
-        held = machinery.weights[device].held() if device >= 0 else []
-        here = [each for each in sharing if each in held and rules.weights == "resident"]
+        resident = rules.weights == "resident" and device >= 0
+        held = machinery.weights[device].held() if resident else []
+        here = [each for each in sharing if each in held]
         for each in here if self._scale is None else ():
             names = layers.owned_by(layer) if each == layer else layers.shared_by(each)
             self._book.add(each, self._weights(device, each).take_gradients(names))

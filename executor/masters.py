@@ -104,7 +104,7 @@ class Masters:
         return {
             name: value
             for name, value in self.optimizer.state.get(parameter, {}).items()
-            if isinstance(value, Tensor) and (counts or value.ndim > 0)
+            if isinstance(value, Tensor) and (counts or value.ndim > 0 or _is_like(parameter, name))
         }
 
 
@@ -120,6 +120,11 @@ def _groups(trained: dict[str, nn.Parameter], groups: Any) -> Any:
             f"got {len(given)} of {len(trained)}"
         )
     return made
+
+
+def _is_like(parameter: Tensor, name: str) -> bool:
+    """Whether a state without dimensions is one of a parameter without any, not a count."""
+    return parameter.ndim == 0 and name != "step"
 
 
 def _as_it_is(value: Any) -> Any:

@@ -470,9 +470,10 @@ class Trainer:
         run = Run(tables.program, self._after(tables) if overlaps or lags else None)
         clock = Clock(ready.idle_streams)
         handler = self._around(engine.run)
+        # Before any lane begins: whoever is interrupted in here has to stop it.
+        self._pending.append((run, engine))
         for lane, thread in enumerate(ready.threads):
             thread.submit(run, lane, handler)
-        self._pending.append((run, engine))
         until = tables.loss_tasks if overlaps else tables.ends if lags else None
         self._wait(run, ready, stale or lags, until)
         losses = [engine.losses[number] for number in range(self.microbatches)]
@@ -550,6 +551,9 @@ class Trainer:
         ready, self._ready = self._ready, None
         for thread in ready.threads if ready else ():
             thread.close()
+        for gpu in gpus_of(self.devices) if ready else ():
+            # What failed may have left copies under way, to and from memory that goes now.
+            torch.cuda.synchronize(gpu)
         for weights in ready.machinery.weights if ready else ():
             weights.clear()
         self._programs.clear()

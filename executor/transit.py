@@ -28,12 +28,13 @@ class Transit:
         self._homes: dict[nn.Parameter, Tensor] = {}
         self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._visits: dict[int, WeightCopy] = {}
+        self._sent: dict[int, list[Tensor]] = {}
 
     def up(self, layer: int, device: torch.device, computes: Stream) -> None:
         """Bring what an update needs to a device, on the current stream.
 
-        It takes the memory of the stream that computes. It leaves it when all is down and waited
-        for, so whoever updates need not say that it reads there.
+        It takes the memory of the stream that computes, until all is down and waited for: whoever
+        updates need not say that it reads there, even if it puts other tensors in their place.
         """
         masters, states = [], []
         for name, each in self._trained(layer).items():
@@ -50,6 +51,7 @@ class Transit:
         with computes.memory():
             copies = [torch.empty_like(part, device=device) for part in parts]
         copy_each(list(zip(copies, parts, strict=True)))
+        self._sent[layer] = copies
         sent = iter(copies)
         for each in masters:
             each.data = next(sent)
@@ -90,6 +92,7 @@ class Transit:
         for name, each in trained.items():
             if name in copies.lent:
                 each.data = self._homes.pop(each)
+        self._masters.slices.bind(layer)
 
     @torch.no_grad()
     def states_down(self, layer: int) -> None:
@@ -105,6 +108,7 @@ class Transit:
                     pairs += zip(parts_of(homes[key]), parts_of(value), strict=True)
         copy_each(pairs)
         self._wait()
+        del self._sent[layer]
         for each in trained:
             each.data = self._homes.pop(each, each.data)
             for part in self._masters.slices.of(each):

@@ -1,5 +1,7 @@
 """What goes wrong says so, where it happened, and leaves no thread behind."""
 
+import faulthandler
+import os
 import signal
 import threading
 import time
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import roundel
+from roundel.executor.lanes import LaneThread
 from roundel.executor.trainer import NotANumber, Trainer
 from roundel.executor.transit import Transit
 
@@ -300,6 +303,33 @@ def test_a_failed_update_is_raised_again_and_nothing_can_be_saved(
     with pytest.raises(roundel.InputError, match="closed"):
         trainer.step(*batch)
     assert not ours()
+
+
+def test_an_interrupt_while_a_step_goes_to_its_lanes_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some lanes have begun, and would wait for ever for those that have not."""
+    real, asked = LaneThread.submit, []
+
+    def submit(self: LaneThread, *job: Any) -> None:
+        asked.append(job)
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        real(self, *job)
+
+    monkeypatch.setattr(LaneThread, "submit", submit)
+    trainer = make(toy.blocks(), roundel.RoundRobin(**toy.CUTS, optimizer_on="device"))
+    stops = threading.Timer(30, trainer_is_stuck)
+    stops.start()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(*toy.vectors()[0])
+    stops.cancel()
+    assert not ours()
+
+
+def trainer_is_stuck() -> None:
+    faulthandler.dump_traceback()
+    os._exit(1)
 
 
 def test_the_cap_on_memory_ends_with_the_trainer_also_where_it_never_began(

@@ -1,7 +1,9 @@
 """States that pass through a device lie at one place on the host for good, the weights too."""
 
+import threading
+import weakref
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import nn
 
 import roundel
 from roundel.executor.host_memory import host_bytes
-from roundel.executor.layers import WeightCopy
+from roundel.executor.layers import Layers, WeightCopy
+from roundel.executor.masters import Masters
 from roundel.executor.optimizer_bytes import OptimizerBytes
 from roundel.executor.trainer import Trainer
 from roundel.policies.plan import Optimizer
@@ -155,3 +158,50 @@ def test_what_goes_up_and_what_does_not() -> None:
         machinery.transit.states_down(2)
         assert {name: each.data_ptr() for name, each in state.items()} == at_home
         assert weight.data_ptr() == place
+
+
+class Replacing(torch.optim.Optimizer):
+    """Puts a new tensor in the place of its state, as functional optimizers do."""
+
+    gone: ClassVar[list[bool]] = []
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for each in group["params"]:
+                if each.grad is None:
+                    continue
+                state = self.state[each]
+                before = state.get("sum", torch.zeros_like(each))
+                state["sum"] = before + each.grad
+                came_up = weakref.ref(before) if "again" in state else lambda: True
+                state["again"] = True
+                del before
+                if threading.current_thread().name.startswith("roundel"):
+                    self.gone.append(came_up() is None)
+                each -= group["lr"] * state["sum"]
+
+
+def test_what_came_up_stays_until_all_is_down() -> None:
+    """Kernels that read it may not have begun when an optimizer lets go of it."""
+    Replacing.gone.clear()
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
+    options = {"policy": policy, "devices": 1, "microbatches": 1, "optimizer": Replacing}
+    batches = toy.vectors(3)
+    losses, _ = toy.train(toy.blocks(), mse, batches, **options)
+    expected, _ = toy.plain(toy.blocks(), mse, batches, optimizer=Replacing)
+    assert losses == pytest.approx(expected, rel=1e-12)
+    assert len(Replacing.gone) > 0
+    assert not any(Replacing.gone)
+
+
+def test_states_of_a_parameter_without_dimensions_move_and_counts_stay() -> None:
+    gate = nn.Module()
+    gate.scale = nn.Parameter(torch.ones((), dtype=torch.double))
+    masters = Masters(Layers([gate]), toy.ADAMW)
+    gate.scale.grad = torch.ones_like(gate.scale)
+    masters.step(0, masters.settings())
+    assert set(masters.large_states(gate.scale)) == {"exp_avg", "exp_avg_sq"}
