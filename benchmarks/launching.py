@@ -91,12 +91,12 @@ def tried(
     for each in beside:
         each.join()
     kernels = arguments.layers * arguments.kernels * len(devices)
-    row = f"{seconds * 1e6 / kernels:8.1f} {median(times):9.0f} {quantiles(times, n=10)[-1]:9.0f}"
-    if len(tasks) > 1:
-        row += (
-            f" {len(tasks) / seconds:9,.0f} {median(tasks):9.0f} {quantiles(tasks, n=10)[-1]:9.0f}"
-        )
-    return row
+    row = f"{seconds * 1e6 / kernels:8.1f} {_spread(times)}"
+    return f"{row} {len(tasks) / seconds:9,.0f} {_spread(tasks)}" if len(tasks) > 1 else row
+
+
+def _spread(times: list[float]) -> str:
+    return f"{median(times):9.0f} {quantiles(times, n=10)[-1]:9.0f}"
 
 
 def main() -> None:

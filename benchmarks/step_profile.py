@@ -15,7 +15,6 @@ import gzip
 import json
 import platform
 import sys
-import time
 from collections import defaultdict
 from importlib.metadata import version
 from itertools import pairwise
@@ -24,10 +23,12 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from training import POLICIES, names_of, parser_of, trainer_of
-from training_common import WARM_UP, batches, devices_of, wait_for_gpu
+from torch import Tensor
+from training import POLICIES, names_of, parser_of, slug_of, trainer_of, wait_for
+from training_common import WARM_UP, batches, devices_of, timed
 
 import roundel
+from roundel.executor.places import gpus_of
 from roundel.policies.lowering import lower
 from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import KINDS, Timeline
@@ -41,20 +42,22 @@ ASKED = ("num_device_alloc", "num_device_free", "num_alloc_retries", "num_sync_a
 
 def steps_of(trainer: roundel.Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times of the steps after those to warm up, and what the allocator asked meanwhile."""
-    data, times, before = batches(arguments), [], {}
-    for number in range(arguments.steps + WARM_UP):
-        if number == WARM_UP:
-            before = asked(arguments)
-        start = time.perf_counter()
-        result = trainer.step(*data[number % 2])
-        wait_for_gpu()
-        times.append(time.perf_counter() - start)
-    after = asked(arguments)
-    simulated = simulated_step(trainer)
+    results, asked_by_then = [], []
+
+    def step(inputs: Tensor, targets: Tensor) -> float:
+        results[:] = [trainer.step(inputs, targets)]
+        return float(results[0].loss)
+
+    def wait() -> None:
+        wait_for(trainer)
+        asked_by_then.append(asked(arguments))
+
+    times = timed(step, arguments, wait)["step_s"]
+    (before, after), simulated = asked_by_then, simulated_step(trainer)
     return {
         "step_s": times[WARM_UP:],
         "asked": {name: after[name] - before[name] for name in after},
-        "kinds": kinds_of(result.timeline, simulated),
+        "kinds": kinds_of(results[0].timeline, simulated),
         "simulated_s": simulated.makespan_ns / 1e9,
     }
 
@@ -69,16 +72,15 @@ def simulated_step(trainer: roundel.Trainer) -> Timeline:
 
 def asked(arguments: argparse.Namespace) -> dict[str, int]:
     """What the allocators of all GPUs have asked of the driver so far."""
-    gpus = [device for device in devices_of(arguments) if device.type == "cuda"]
-    stats = [torch.cuda.memory_stats(gpu) for gpu in gpus]
+    stats = [torch.cuda.memory_stats(gpu) for gpu in gpus_of(devices_of(arguments))]
     return {name: sum(each.get(name, 0) for each in stats) for name in ASKED}
 
 
 def kinds_of(measured: Timeline, simulated: Timeline) -> dict[str, dict[str, float]]:
     """By lane and kind: tasks, milliseconds in all, median and ninth decile, and the simulated."""
-    rows = {}
+    rows, expected_times = {}, _times(simulated)
     for key, times in _times(measured).items():
-        expected = _times(simulated).get(key, [0.0])
+        expected = expected_times.get(key, [0.0])
         rows[key] = {
             "tasks": len(times),
             "all_ms": sum(times),
@@ -184,7 +186,7 @@ def profiled(trainer: roundel.Trainer, arguments: argparse.Namespace, path: Path
         activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
         trainer.step(*data[0])
-        wait_for_gpu()
+        wait_for(trainer)
     profile.export_chrome_trace(str(path))
     with gzip.open(path, "rt") as file:
         return gaps_of(json.load(file)["traceEvents"])
@@ -230,11 +232,10 @@ def main() -> None:
     if not set(names) <= set(POLICIES):
         parser.error(f"--systems: of these, {'; '.join(POLICIES)}")
     for name in names:
-        slug = name.replace(", ", "-").replace(" ", "-")
         try:
             with trainer_of(name, arguments) as trainer:
                 figures = steps_of(trainer, arguments)
-                path = arguments.out / f"{slug}.profile.json.gz"
+                path = arguments.out / f"{slug_of(name)}.profile.json.gz"
                 figures["gaps"] = profiled(trainer, arguments, path)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)

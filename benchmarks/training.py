@@ -108,6 +108,12 @@ def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
     )
 
 
+def wait_for(trainer: roundel.Trainer) -> None:
+    """Until a trainer's steps have ended, with all that goes on behind them."""
+    trainer.flush()
+    wait_for_gpu()
+
+
 def ours(name: str, arguments: Arguments) -> Result:
     """A policy of Roundel."""
     with trainer_of(name, arguments) as trainer:
@@ -117,14 +123,10 @@ def ours(name: str, arguments: Arguments) -> Result:
             last[:] = [trainer.step(inputs, targets)]
             return float(last[0].loss)
 
-        def wait() -> None:
-            trainer.flush()
-            wait_for_gpu()
-
-        result = timed(step, arguments, wait)
+        result = timed(step, arguments, lambda: wait_for(trainer))
         timeline = last[0].timeline
-    write_chrome_trace(timeline, arguments.out / f"{_slug(name)}.json.gz")
-    draw_timeline(timeline, arguments.out / f"{_slug(name)}.png")
+    write_chrome_trace(timeline, arguments.out / f"{slug_of(name)}.json.gz")
+    draw_timeline(timeline, arguments.out / f"{slug_of(name)}.png")
     peaks = [peak_bytes(device) for device in devices_of(arguments)]
     return {
         **result,
@@ -270,7 +272,8 @@ def names_of(text: str) -> list[str]:
     return [each.replace("\0", ", ") for each in text.replace(", ", "\0").split(",")]
 
 
-def _slug(name: str) -> str:
+def slug_of(name: str) -> str:
+    """A name of files for a system."""
     return name.replace(", ", "-").replace(" ", "-")
 
 

@@ -31,6 +31,7 @@ from ..traces.trace import Count, Trace
 from .folders import checksum, clean, discard, whole_folders, write_whole
 from .older import older_weights
 from .optimizer_state import OptimizerFile, save_optimizer
+from .places import device_name
 from .random_state import random_state, set_random_state
 from .weight_file import WeightFile, save_weights
 
@@ -200,8 +201,7 @@ def _older(trainer: "Trainer") -> dict[str, Tensor]:
 
 def _conditions(trainer: "Trainer") -> str:
     """What the measured costs of the layers depend on."""
-    device = trainer.devices[0]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    name = device_name(trainer.devices[0])
     dtypes = f"compute {trainer._compute_dtype}, autocast {trainer._autocast}"
     layers = range(len(trainer.layers))
     sizes = [

@@ -38,11 +38,6 @@ class Run:
         starts = np.searchsorted(program.dep_after[by_task], np.arange(count + 1))
         self._starts: list[int] = starts.tolist()
 
-    def tasks_of(self, lane: int) -> list[int]:
-        """The tasks of a lane, in order."""
-        first, stop = self.program.lane_start[lane : lane + 2]
-        return [int(task) for task in self.program.lane_tasks[first:stop]]
-
     def before(self, task: int) -> list[int]:
         """The tasks that `task` waits for, besides the one before it on its lane."""
         return self._before[self._starts[task] : self._starts[task + 1]]
@@ -74,7 +69,7 @@ class Run:
         for lane in list(self._lanes) if lanes is None else lanes:
             if lane in self._lanes:
                 self._lanes[lane].wait()
-                last = self.tasks_of(lane)[-1:]
+                last = self.program.tasks_of(lane)[-1:]
                 mark = self.ended[last[0]] if last else None
                 if mark is not None:
                     mark.block()
@@ -122,7 +117,7 @@ class LaneThread:
             run, lane, handler = job
             try:
                 with self.stream.use():
-                    self._run(run, run.tasks_of(lane), handler)
+                    self._run(run, run.program.tasks_of(lane), handler)
             except BaseException as error:
                 run.fail(error)
             run.begin(lane).set()

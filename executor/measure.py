@@ -10,6 +10,7 @@ from .kinds import kind_of
 from .layers import Layers, Layout
 from .measure_layer import LayerRun, bytes_of_weights
 from .optimizer_bytes import OptimizerBytes
+from .places import device_name
 from .values import Value, count_tokens, map_tensors
 
 ADAM = OptimizerBytes(8)
@@ -80,11 +81,6 @@ def measure_layers(
         layers=tuple(costs),
     )
     return trace, draws
-
-
-def device_name(device: torch.device) -> str:
-    """What the device is called."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def with_real_bytes(

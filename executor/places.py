@@ -31,12 +31,9 @@ def find_devices(names: Sequence[str] | None = None) -> Devices:
     return [_found(name, count) for name in names]
 
 
-def names_of(devices: Sequence[torch.device]) -> list[str]:
-    """What each device is: a GPU by its model, as two machines may both have a cuda:0."""
-    return [
-        f"{each}: {torch.cuda.get_device_name(each)}" if each.type == "cuda" else str(each)
-        for each in devices
-    ]
+def device_name(device: torch.device) -> str:
+    """What a device is: a GPU by its model, as two machines may both have a cuda:0."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def gpus_of(devices: Iterable[torch.device]) -> set[torch.device]:

@@ -24,8 +24,9 @@ class ProgramTables:
         self.weights_end = _weights_end(program)
         self.weights_down, self.states_down = _ways_down(program)
         self.update_of = _update_of(program)
-        self.gradients_of = _gradients_of(program, self.weights_down | self.states_down)
-        self.feeds = _feeds(program, self.weights_down | self.states_down)
+        returns = self.weights_down | self.states_down
+        self.gradients_of = _gradients_of(program, returns)
+        self.feeds = _feeds(program, returns)
         self.loss_tasks = np.flatnonzero(
             (program.kind == KIND_CODE["F"]) & (program.stop == program.work.layers)
         ).tolist()
@@ -205,7 +206,6 @@ def _ends(program: Program, states_down: set[int]) -> list[int]:
     """Each lane's last task, but for states on their way down; behind them the next step starts."""
     ends = []
     for lane in range(len(program.lanes)):
-        first, stop = program.lane_start[lane : lane + 2]
-        mine = [task for task in program.lane_tasks[first:stop].tolist() if task not in states_down]
+        mine = [task for task in program.tasks_of(lane) if task not in states_down]
         ends += mine[-1:]
     return ends

@@ -78,3 +78,8 @@ class Program:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    def tasks_of(self, lane: int) -> list[int]:
+        """The tasks of a lane, in order."""
+        first, stop = self.lane_start[lane : lane + 2]
+        return [int(task) for task in self.lane_tasks[first:stop]]

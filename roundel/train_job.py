@@ -128,7 +128,7 @@ class Job:
 
     def _about(self) -> dict[str, Any]:
         """All that a choice depends on: what is measured, and what may be chosen from."""
-        from .executor.places import names_of
+        from .executor.places import device_name
 
         config = self.config
         free = {"steps", "lr", "schedule", "warmup", "final_share", "seed", "on_nan"}
@@ -137,7 +137,7 @@ class Job:
             "sequence": config.data.sequence,
             "policy": config.policy.model_dump(mode="json"),
             "train": config.train.model_dump(mode="json", exclude=free),
-            "devices": names_of(self.devices),
+            "devices": [f"{each}: {device_name(each)}" for each in self.devices],
         }
 
     def _chosen(self, console: Console) -> "tuple[Job, Policy, Work]":

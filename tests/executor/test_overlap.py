@@ -144,9 +144,7 @@ def test_what_the_next_step_waits_for_of_states_on_their_way_down() -> None:
     first = tables.program.first
 
     def of(lane: str, tasks: Any) -> dict[int, int]:
-        number = lanes[lane]
-        start, stop = tables.program.lane_start[number : number + 2]
-        mine = tables.program.lane_tasks[start:stop].tolist()
+        mine = tables.program.tasks_of(lanes[lane])
         return {int(first[task]): task for task in mine if task in tasks}
 
     ups, downs = of("gpu0 optimizer", tables.states_up), of("gpu0 d2h", tables.states_down)

@@ -20,16 +20,20 @@ from . import toy
 mse = nn.functional.mse_loss
 
 
-def one_step(policy: roundel.Policy, steps: int = 1) -> tuple[Timeline, Timeline]:
-    """A measured step and the same step simulated."""
-    with Trainer(
+def make(policy: roundel.Policy, devices: int, microbatches: int) -> Trainer:
+    return Trainer(
         toy.blocks(),
         mse,
         policy=policy,
         optimizer=toy.ADAMW,
-        devices=toy.devices(3),
-        microbatches=4,
-    ) as trainer:
+        devices=toy.devices(devices),
+        microbatches=microbatches,
+    )
+
+
+def one_step(policy: roundel.Policy, steps: int = 1) -> tuple[Timeline, Timeline]:
+    """A measured step and the same step simulated."""
+    with make(policy, 3, 4) as trainer:
         for batch in toy.vectors(steps=steps):
             result = trainer.step(*batch)
         measured = result.timeline
@@ -94,14 +98,7 @@ def test_every_picture_and_export_works_on_it(tmp_path: Path) -> None:
 
 
 def test_the_largest_microbatch_is_measured_and_every_sample_counts() -> None:
-    with Trainer(
-        toy.blocks(),
-        mse,
-        policy=roundel.GPipe(),
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=4,
-    ) as trainer:
+    with make(roundel.GPipe(), 2, 4) as trainer:
         result = trainer.step(*toy.vectors(size=7)[0])  # In parts of 1, 2, 2 and 2.
         assert trainer.trace is not None
         assert trainer.trace.microbatch_tokens == 2
@@ -109,14 +106,7 @@ def test_the_largest_microbatch_is_measured_and_every_sample_counts() -> None:
 
 
 def test_tokens_per_second_are_those_of_the_whole_step() -> None:
-    with Trainer(
-        toy.blocks(),
-        mse,
-        policy=roundel.GPipe(),
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=2,
-    ) as trainer:
+    with make(roundel.GPipe(), 2, 2) as trainer:
         result = trainer.step(*toy.vectors(size=10)[0])
     seconds = result.timeline.makespan_ns / 1e9
     assert result.tokens_per_s == pytest.approx(10 / seconds)

@@ -26,9 +26,9 @@ def lanes(program: Program) -> dict[str, list[str]]:
     """The names of every lane's tasks, in order; empty lanes left out."""
     rows = {}
     for number, lane in enumerate(program.lanes):
-        tasks = program.lane_tasks[program.lane_start[number] : program.lane_start[number + 1]]
-        if len(tasks):
-            rows[lane.name] = [task_name(program, int(task)) for task in tasks]
+        tasks = program.tasks_of(number)
+        if tasks:
+            rows[lane.name] = [task_name(program, task) for task in tasks]
     return rows
 
 

@@ -355,13 +355,13 @@ def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_devi
     )
     program = lower([plan], make_work(2, 1, 2, **BYTES))
     assert lanes(program)["gpu0 compute"][5:] == ["0:1F1", "1:2F1", "1:2B1", "0:1R1", "0:1B1"]
-    d2h = program.lane_tasks[program.lane_start[2] : program.lane_start[3]]
+    d2h = program.tasks_of(2)
     assert [(int(program.first[task]), int(program.nbytes[task])) for task in d2h] == [
         *((1, 4), (0, 4)),  # gradients
         *((1, 0), (1, 4), (1, 24)),  # an update, then the new weights, then its state
         *((0, 0), (0, 4), (0, 24)),
     ]
-    ups = program.lane_tasks[program.lane_start[4] : program.lane_start[5]]
+    ups = program.tasks_of(4)
     # States with the first round's gradients.
     assert program.nbytes[ups].tolist() == [24 + 4, 24 + 4]
 

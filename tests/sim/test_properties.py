@@ -87,7 +87,7 @@ def test_every_timeline_is_possible(policy: roundel.Policy, work: Work, steps: i
     assert (start >= 0).all()
     assert (end[program.dep_before] <= start[program.dep_after]).all()
     for lane in range(len(program.lanes)):
-        tasks = program.lane_tasks[program.lane_start[lane] : program.lane_start[lane + 1]]
+        tasks = program.tasks_of(lane)
         assert (end[tasks[:-1]] <= start[tasks[1:]]).all()
     stays = program.source == program.target
     assert ((end - start)[stays] == program.duration_ns[stays]).all()
