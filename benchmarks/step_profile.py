@@ -13,6 +13,7 @@ says after which call. Prints tables; writes JSON, and the profiler's own export
 import argparse
 import gzip
 import json
+import os
 import platform
 import sys
 from collections import defaultdict
@@ -219,6 +220,7 @@ def main() -> None:
     parser = parser_of(__doc__.splitlines()[0])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     about = {
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "python": platform.python_version(),

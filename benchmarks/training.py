@@ -62,6 +62,9 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
     "round-robin, states through the GPU": lambda given: roundel.RoundRobin(
         round_size=given.microbatches, optimizer_on="device"
     ),
+    "round-robin, states through the GPU, activations kept": lambda given: roundel.RoundRobin(
+        round_size=given.microbatches, optimizer_on="device", activations="device"
+    ),
     "layer-to-layer, states through the GPU": lambda given: roundel.LayerToLayer(
         optimizer_on="device"
     ),

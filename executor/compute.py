@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ..policies.op import Op
 from .deferred import Job, collecting
 from .pace import BACKWARD, Pace
+from .turns import Turns
 from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -92,7 +93,7 @@ def layer_seed(seed: int, layer: int, step: int, microbatch: int) -> int:
 
 
 class Computer:
-    """Runs ranges of layers on one device, in turns with those of other devices if need be."""
+    """Runs ranges of layers on one device; whoever calls has the turn, or needs none."""
 
     def __init__(
         self,
@@ -101,14 +102,14 @@ class Computer:
         randomness: Randomness,
         autocast: torch.dtype | None,
         needs_gradient: list[bool],
-        turns: AbstractContextManager[None] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.device = device
         self._loss_fn = loss_fn
         self._randomness = randomness
         self._autocast = autocast
         self._needs_gradient = needs_gradient
-        self._turns = turns or nullcontext()
+        self._turns = turns or Turns(needed=False)
         self._pace = Pace(device)
 
     def forward(
@@ -159,7 +160,8 @@ class Computer:
         ]
         if pairs:
             roots, given = zip(*pairs, strict=True)
-            torch.autograd.backward(roots, given)
+            with self._turns.outside():
+                torch.autograd.backward(roots, given)
             self._pace.launched(BACKWARD * graph.layers)
         result = gradients_of(graph.leaves)
         graph.outputs, graph.leaves = [], None
@@ -170,9 +172,10 @@ class Computer:
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
-                self._pace.wait()
+                with self._turns.outside():
+                    self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
-                with numbers, self._casting(), self._turns:
+                with numbers, self._casting():
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:

@@ -18,6 +18,7 @@ from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
 from .streams import CpuMark, Stream, mark_now
 from .transit import Transit
+from .turns import Turns
 from .values import Value, copied, detached, moved, read_on_current_stream, tensors_of
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
@@ -44,6 +45,7 @@ class Machinery:
         streams: list[Stream],
         update_streams: list[Stream],
         randomness: Randomness,
+        turns: Turns,
     ) -> None:
         self.layers = layers
         self.devices = devices
@@ -53,11 +55,11 @@ class Machinery:
         self.host_copies = host_copies
         self.clip_norm = clip_norm
         self.streams, self.update_streams = streams, update_streams
-        self.randomness = randomness
+        self.randomness, self.turns = randomness, turns
         self.scratch = Scratch()
         self.sharing = [layers.sharing(layer) for layer in range(len(layers))]
-        self.transit = Transit(layers, masters, host_copies, pin)
-        self.on_host = HostPool(pin)
+        self.transit = Transit(layers, masters, host_copies, pin, turns)
+        self.on_host = HostPool(pin, turns)
 
 
 class StepEngine:
@@ -78,7 +80,7 @@ class StepEngine:
         self._machinery = machinery
         self._step = step
         self._inputs, self._targets, self._parts = inputs, targets, shares
-        self._store = Store(tables.program, poison)
+        self._store = Store(tables.lifetimes, poison)
         self._book = GradientBook(machinery.layers, tables.feeds, self._spent)
         self._settings = machinery.masters.settings()
         self._scale: Tensor | None = None
@@ -112,7 +114,6 @@ class StepEngine:
     def close(self) -> None:
         """Let go of everything."""
         self._store.clear()
-        self._machinery.on_host.tidy()
 
     # ---- compute
 
@@ -299,7 +300,8 @@ class StepEngine:
         grads, pool = self._staged.pop(task), self._machinery.on_host
         copies = {name: pool.copy(grad) for name, grad in grads.items()}
         if self._machinery.devices[device].type == "cuda":
-            torch.cuda.current_stream().synchronize()
+            with self._machinery.turns.outside():
+                torch.cuda.current_stream().synchronize()
         self._book.add(layer, copies, task)
 
     def _spent(self, gradients: Value) -> None:

@@ -1,78 +1,19 @@
 """Lanes: a thread each, which runs the tasks of its lane in order as their dependencies allow."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from queue import SimpleQueue
 
-import numpy as np
 import torch
 
 from ..policies.program import Program
 from ..traces.timeline import KIND_CODE
+from .run import Run
 from .streams import Mark, Stream
+from .turns import Turns
 
 Handler = Callable[[int], None]
 """Runs one task, given its number."""
-
-
-class Run:
-    """One pass through a program: which tasks are done, when they ran, and what went wrong.
-
-    `after`: tasks of the pass before this one that some tasks wait for, too.
-    """
-
-    def __init__(
-        self, program: Program, after: "dict[int, list[tuple[Run, int]]] | None" = None
-    ) -> None:
-        count = len(program)
-        self.program = program
-        self.after = after or {}
-        self.started: list[Mark | None] = [None] * count
-        self.ended: list[Mark | None] = [None] * count
-        self.issued = [threading.Event() for _ in range(count)]
-        self.failure: BaseException | None = None
-        self._lock = threading.Lock()
-        self._lanes: dict[int, threading.Event] = {}
-        by_task = np.argsort(program.dep_after, kind="stable")
-        self._before: list[int] = program.dep_before[by_task].tolist()
-        starts = np.searchsorted(program.dep_after[by_task], np.arange(count + 1))
-        self._starts: list[int] = starts.tolist()
-
-    def before(self, task: int) -> list[int]:
-        """The tasks that `task` waits for, besides the one before it on its lane."""
-        return self._before[self._starts[task] : self._starts[task + 1]]
-
-    def fail(self, error: BaseException) -> None:
-        """Stop the run. The first error wins."""
-        with self._lock:
-            if self.failure is None:
-                self.failure = error
-        for event in self.issued:
-            event.set()
-
-    def begin(self, lane: int) -> threading.Event:
-        """A lane takes part; it sets the event that it gets when it has come to its end."""
-        return self._lanes.setdefault(lane, threading.Event())
-
-    def wait_for(self, tasks: Iterable[int]) -> None:
-        """Block until these tasks are done, on their devices too, or the run has failed."""
-        for task in tasks:
-            self.issued[task].wait()
-            mark = self.ended[task]
-            if self.failure is not None:
-                return
-            if mark is not None:
-                mark.block()
-
-    def wait(self, lanes: Iterable[int] | None = None) -> None:
-        """Block until these lanes (None: all) have come to their end, on their devices too."""
-        for lane in list(self._lanes) if lanes is None else lanes:
-            if lane in self._lanes:
-                self._lanes[lane].wait()
-                last = self.program.tasks_of(lane)[-1:]
-                mark = self.ended[last[0]] if last else None
-                if mark is not None:
-                    mark.block()
 
 
 AHEAD = 4
@@ -85,11 +26,20 @@ class LaneThread:
     `blocks`: the thread itself waits for what a task depends on, not only its stream. So do lanes
     that bring things to a device: they take memory that must have been freed by then.
     `threads`: how many torch's operations on the CPU use in this one; 0: as many as elsewhere.
+    `turns`: whose it is to run a task, and to wait for others' on the stream.
     """
 
-    def __init__(self, name: str, stream: Stream, blocks: bool = False, threads: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        blocks: bool = False,
+        threads: int = 0,
+        turns: Turns | None = None,
+    ) -> None:
         self.stream = stream
         self._blocks, self._threads = blocks, threads
+        self._turns = turns or Turns(needed=False)
         self._jobs: SimpleQueue[tuple[Run, int, Handler] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"roundel {name}", daemon=True)
         self._began = threading.Event()
@@ -126,32 +76,32 @@ class LaneThread:
 
     def _run(self, run: Run, tasks: list[int], handler: Handler) -> None:
         for place, task in enumerate(tasks):
-            blocks = self._blocks or _takes_freed_memory(run.program, task)
-            for earlier, before in run.after.pop(task, ()):
-                earlier.issued[before].wait()
-                if earlier.failure is not None:
-                    run.fail(earlier.failure)
-                    return
-                self._wait(earlier.ended[before], blocks)
-            for before in run.before(task):
-                run.issued[before].wait()
-                if run.failure is not None:
-                    return
-                self._wait(run.ended[before], blocks)
+            marks = self._issued(run, task)
             if run.failure is not None:
                 return
+            if self._blocks or _takes_freed_memory(run.program, task):
+                for mark in marks:
+                    mark.block()
+                marks = []
             if place >= AHEAD:
                 _reached(run.ended[tasks[place - AHEAD]]).block()
-            run.started[task] = self.stream.record()
-            handler(task)
-            run.ended[task] = self.stream.record()
-            run.issued[task].set()
+            with self._turns:
+                for mark in marks:
+                    self.stream.wait(mark)
+                run.started[task] = self.stream.record()
+                handler(task)
+                run.ended[task] = self.stream.record()
+            run.issue(task)
 
-    def _wait(self, mark: Mark | None, blocks: bool) -> None:
-        if blocks:
-            _reached(mark).block()
-        else:
-            self.stream.wait(_reached(mark))
+    def _issued(self, run: Run, task: int) -> list[Mark]:
+        """The ends of what a task waits for, when all has been issued or the run has failed."""
+        waits = [*run.after.pop(task, ()), *((run, before) for before in run.before(task))]
+        for each, before in waits:
+            each.wait_issued(before)
+            if each.failure is not None:
+                run.fail(each.failure)
+                return []
+        return [_reached(each.ended[before]) for each, before in waits]
 
 
 def _takes_freed_memory(program: Program, task: int) -> bool:

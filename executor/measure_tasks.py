@@ -10,7 +10,8 @@ from ..policies.plan import Plan
 from ..policies.work import Work
 from ..traces.machine import ideal_machine
 from ..traces.trace import LayerCost, Trace
-from .lanes import LaneThread, Run
+from .lanes import LaneThread
+from .run import Run
 from .streams import make_stream
 
 TASKS = 400

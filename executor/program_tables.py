@@ -9,6 +9,8 @@ from ..policies.lower_transit import IN_TRANSIT
 from ..policies.program import LABEL_CODE, STATES, Program
 from ..policies.visits import AT_A_TIME
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
+from .run import before_of
+from .store import Lifetimes
 
 ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
 
@@ -18,6 +20,8 @@ class ProgramTables:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.before = before_of(program)
+        self.lifetimes = Lifetimes.of(program)
         self.allocs = _by_alloc(program)
         self.splits = bool((program.kind == KIND_CODE["I"]).any())
         self.parts = _parts(program)

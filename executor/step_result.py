@@ -4,7 +4,7 @@ import numpy as np
 
 from ..policies.record import record
 from ..traces.timeline import Timeline
-from .lanes import Run
+from .run import Run
 from .streams import Clock
 
 

@@ -23,18 +23,55 @@ class Key(NamedTuple):
     fetched: bool = False
 
 
+_KEPT = ("saved activations", "boundary activations", "boundary gradients")
+
+
+class Lifetimes(NamedTuple):
+    """How many tasks use each key, and the keys that each task uses."""
+
+    uses: dict[Key, int]
+    ends: dict[int, list[Key]]
+
+    @classmethod
+    def of(cls, program: Program) -> "Lifetimes":
+        """By the program's buffer table."""
+        buffers = program.buffers
+        fetch = KIND_CODE["fetch"]
+        keys: dict[int, Key] = {}
+        for buffer, (label, alloc) in enumerate(
+            zip(buffers.label.tolist(), buffers.alloc.tolist(), strict=True)
+        ):
+            if LABELS[label] in _KEPT:
+                keys[buffer] = Key(
+                    LABELS[label],
+                    int(buffers.pool[buffer]),
+                    int(buffers.layer[buffer]),
+                    int(program.microbatch[alloc]),
+                    bool(program.kind[alloc] == fetch),
+                )
+        left: dict[Key, int] = dict.fromkeys(keys.values(), 0)
+        ends: dict[int, list[Key]] = {}
+        for buffer, task in zip(
+            buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True
+        ):
+            if buffer in keys:
+                left[keys[buffer]] += 1
+                ends.setdefault(task, []).append(keys[buffer])
+        return cls(left, ends)
+
+
 class Store:
     """Values by key, each let go when the last task that uses its buffer is done.
 
     `poison`: overwrite freed copies with NaN, so that a use after the end shows.
     """
 
-    def __init__(self, program: Program, poison: bool = False) -> None:
+    def __init__(self, lifetimes: Lifetimes, poison: bool = False) -> None:
         self._values: dict[Key, Any] = {}
         self._owned: set[Key] = set()
         self._poison = poison
         self._lock = threading.Lock()
-        self._left, self._ends = _lifetimes(program)
+        self._left, self._ends = dict(lifetimes.uses), lifetimes.ends
 
     def put(self, key: Key, value: Any, owned: bool = False) -> None:
         """Keep a value. `owned`: nothing else shares its memory."""
@@ -75,31 +112,3 @@ def poison(value: Any) -> None:
     for tensor in tensors_of(value):
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
-
-
-_KEPT = ("saved activations", "boundary activations", "boundary gradients")
-
-
-def _lifetimes(program: Program) -> tuple[dict[Key, int], dict[int, list[Key]]]:
-    """How many tasks use each key, and the keys that each task uses."""
-    buffers = program.buffers
-    fetch = KIND_CODE["fetch"]
-    keys: dict[int, Key] = {}
-    for buffer, (label, alloc) in enumerate(
-        zip(buffers.label.tolist(), buffers.alloc.tolist(), strict=True)
-    ):
-        if LABELS[label] in _KEPT:
-            keys[buffer] = Key(
-                LABELS[label],
-                int(buffers.pool[buffer]),
-                int(buffers.layer[buffer]),
-                int(program.microbatch[alloc]),
-                bool(program.kind[alloc] == fetch),
-            )
-    left: dict[Key, int] = dict.fromkeys(keys.values(), 0)
-    ends: dict[int, list[Key]] = {}
-    for buffer, task in zip(buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True):
-        if buffer in keys:
-            left[keys[buffer]] += 1
-            ends.setdefault(task, []).append(keys[buffer])
-    return left, ends

@@ -28,7 +28,7 @@ from .compute import Computer, LossFunction, Randomness
 from .deferred import defer_linears
 from .engine import Machinery, StepEngine
 from .host_copies import HostCopies
-from .lanes import LaneThread, Run
+from .lanes import LaneThread
 from .layers import Layers, Replica
 from .masters import Masters, OptimizerFactory
 from .measure import measure_layers, with_real_bytes
@@ -37,6 +37,7 @@ from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes
 from .places import gpus_of, host_memory, threads_of_updates
 from .program_tables import ProgramTables
+from .run import Run
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
@@ -297,9 +298,10 @@ class Trainer:
                 )
             self._refuse_what_cannot_fit(plan, work)
             self._limit_cuda_memory()
-            threads = self._threads(work)
+            turns = Turns(needed=bool(gpus_of(self.devices)))
+            threads = self._threads(work, turns)
             try:
-                machinery = self._machinery(plan, work, threads)
+                machinery = self._machinery(plan, work, threads, turns)
                 put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
                 self.masters.settle()
             except BaseException:
@@ -365,14 +367,15 @@ class Trainer:
                 share = self.memory_limit * self.devices.count(device) / whole
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
-    def _machinery(self, plan: Plan, work: Work, threads: list[LaneThread]) -> Machinery:
+    def _machinery(
+        self, plan: Plan, work: Work, threads: list[LaneThread], turns: Turns
+    ) -> Machinery:
         lanes = list(zip(lanes_of(work.devices), threads, strict=True))
         streams, update_streams = (
             [thread.stream for lane, thread in lanes if lane.kind == kind]
             for kind in ("compute", "d2h")
         )
         needs = self.layers.needs_gradient()
-        turns = Turns() if len(gpus_of(self.devices)) > 1 else None
         computers = [
             Computer(device, self._loss_fn, self._randomness, self._autocast, needs, turns)
             for device in self.devices
@@ -409,6 +412,7 @@ class Trainer:
             streams,
             update_streams,
             self._randomness,
+            turns,
         )
 
     def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:
@@ -423,8 +427,8 @@ class Trainer:
             copy = resident_copy(self.layers, layer, self.devices[number], self._compute_dtype, own)
             weights[number].keep(layer, copy)
 
-    def _threads(self, work: Work) -> list[LaneThread]:
-        updating = threads_of_updates(self.devices)
+    def _threads(self, work: Work, turns: Turns) -> list[LaneThread]:
+        updating, none = threads_of_updates(self.devices), Turns(needed=False)
         return [
             LaneThread(
                 lane.name,
@@ -434,6 +438,8 @@ class Trainer:
                 else CpuStream(),
                 blocks=lane.kind in ("h2d", "optimizer") and lane.device >= 0,
                 threads=0 if lane.device >= 0 else updating,
+                # What the host updates takes its cores for long, and Python's lock hardly.
+                turns=turns if lane.device >= 0 else none,
             )
             for lane in lanes_of(work.devices)
         ]
@@ -464,10 +470,12 @@ class Trainer:
         if overlaps:
             # The devices may still read them when the user has taken them back.
             inputs, targets = ([_own(each) for each in parts] for parts in (inputs, targets))
+        ready.machinery.on_host.tidy()
         engine = StepEngine(
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
         )
-        run = Run(tables.program, self._after(tables) if overlaps or lags else None)
+        after = self._after(tables) if overlaps or lags else None
+        run = Run(tables.program, tables.before, after)
         clock = Clock(ready.idle_streams)
         handler = self._around(engine.run)
         # Before any lane begins: whoever is interrupted in here has to stop it.

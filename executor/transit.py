@@ -11,6 +11,7 @@ from .layers import Layers, WeightCopy
 from .masters import Masters
 from .quantised import parts_of, rebuilt
 from .streams import Stream
+from .turns import Turns
 from .values import copy_each, read_on_current_stream
 
 
@@ -22,9 +23,15 @@ class Transit:
     """
 
     def __init__(
-        self, layers: Layers, masters: Masters, copies: Mapping[int, HostCopies], pin: bool
+        self,
+        layers: Layers,
+        masters: Masters,
+        copies: Mapping[int, HostCopies],
+        pin: bool,
+        turns: Turns,
     ) -> None:
-        self._layers, self._masters, self._copies, self._pin = layers, masters, copies, pin
+        self._layers, self._masters, self._copies = layers, masters, copies
+        self._pin, self._turns = pin, turns
         self._homes: dict[nn.Parameter, Tensor] = {}
         self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._visits: dict[int, WeightCopy] = {}
@@ -117,7 +124,8 @@ class Transit:
 
     def _wait(self) -> None:
         if self._pin:
-            torch.cuda.current_stream().synchronize()
+            with self._turns.outside():
+                torch.cuda.current_stream().synchronize()
 
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)

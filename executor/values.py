@@ -20,7 +20,9 @@ Gradients = list[Tensor | None]
 def tensors_of(value: Value) -> list[Tensor]:
     """The tensors of a value, in order."""
     if isinstance(value, Tensor):
-        return [value]  # What pytree would say, ten times as fast.
+        return [value]  # What pytree would say, ten times as fast; and so below.
+    if type(value) is list:
+        return [tensor for each in value for tensor in tensors_of(each)]
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
@@ -28,6 +30,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     """The value with `function` applied to each of its tensors."""
     if isinstance(value, Tensor):
         return function(value)
+    if type(value) is list:
+        return [map_tensors(function, each) for each in value]
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 

@@ -7,6 +7,7 @@ import roundel
 from roundel.executor.host_pool import HostPool
 from roundel.executor.streams import CpuMark
 from roundel.executor.trainer import Trainer
+from roundel.executor.turns import Turns
 
 from . import toy
 
@@ -21,7 +22,7 @@ class Late(CpuMark):
 
 
 def test_memory_is_used_again_when_its_reader_is_done() -> None:
-    pool, mark = HostPool(pin=False), Late()
+    pool, mark = HostPool(False, Turns(needed=False)), Late()
     value = (torch.arange(6.0).view(2, 3), {"more": torch.ones(5, dtype=torch.bool)})
     first = pool.copy(value)
     assert torch.equal(first[0], value[0])
@@ -58,7 +59,7 @@ def test_steps_share_the_memory() -> None:
 
 
 def test_sizes_that_are_not_asked_for_any_more_are_let_go() -> None:
-    pool, mark = HostPool(pin=False), Late()
+    pool, mark = HostPool(False, Turns(needed=False)), Late()
     for size in (5, 7):
         pool.give_back(pool.copy(torch.ones(size)), mark)
     pool.tidy()
@@ -67,3 +68,25 @@ def test_sizes_that_are_not_asked_for_any_more_are_let_go() -> None:
     pool.tidy()
     assert set(pool._free) == {28}
     assert mark.waited
+
+
+def test_waiting_for_all_steps_leaves_the_memory_to_the_next() -> None:
+    with Trainer(
+        toy.blocks(),
+        nn.functional.mse_loss,
+        policy=roundel.RoundRobin(**toy.CUTS, activations="host", optimizer_on="device"),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=2,
+    ) as trainer:
+        first, *others = toy.vectors(4, size=8)
+        places: list[set[int]] = []
+        for batch in (first, *others):
+            trainer.step(*batch)
+            assert trainer._ready is not None
+            pool = trainer._ready.machinery.on_host
+            trainer.flush()
+            free = [flat for flats in pool._free.values() for flat, _ in flats]
+            places.append({flat.data_ptr() for flat in free})
+        assert places[1]
+        assert places[1] <= places[2] <= places[3]
