@@ -1,12 +1,12 @@
-"""What launching kernels costs: one thread alone, several at once, in turns, beside small tasks.
+"""What launching kernels costs: one thread alone, several at once, beside small tasks.
 
     python benchmarks/launching.py [--devices cuda:0,cuda:1] [--layers 300] [--kernels 24]
 
 A thread for each device launches layers of so many small kernels. It is what the executor's threads
-do (`executor/turns.py`), without the GPUs' work: they are never what is waited for. Beside them
-other threads do what lanes of transfers do: mark, wait, copy a little, mark. Prints microseconds
-a kernel, the median and the ninth decile of a layer, and of a small task, of which there are about
-so many a second. Without a GPU the CPU stands for it.
+do, without the GPUs' work: they are never what is waited for. Beside them other threads do what
+lanes of transfers do: mark, wait, copy a little, mark. Prints microseconds a kernel, the median and
+the ninth decile of a layer, and of a small task, of which there are about so many a second. Without
+a GPU the CPU stands for it.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import platform
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
 from statistics import median, quantiles
 
 import torch
@@ -22,29 +21,23 @@ from torch import Tensor
 
 from roundel.executor.streams import make_stream
 from roundel.executor.trainer import SWITCH_S
-from roundel.executor.turns import Turns
-
-Turn = AbstractContextManager[None]
 
 
-def launch(
-    device: torch.device, arguments: argparse.Namespace, turn: Turn, times: list[float]
-) -> None:
+def launch(device: torch.device, arguments: argparse.Namespace, times: list[float]) -> None:
     """Launch layers; their times in microseconds go to `times`."""
     stream, value = make_stream(device), torch.ones(64, 64, device=device)
     with stream.use(), torch.no_grad():
         for number in range(arguments.layers):
-            with turn:
-                start = time.perf_counter()
-                for _ in range(arguments.kernels):
-                    value = value * 1.0
-                times.append((time.perf_counter() - start) * 1e6)
+            start = time.perf_counter()
+            for _ in range(arguments.kernels):
+                value = value * 1.0
+            times.append((time.perf_counter() - start) * 1e6)
             if number % 16 == 15:
                 stream.record().block()
 
 
 def do_small_tasks(
-    device: torch.device, turn: Turn, stop: threading.Event, pause_s: float, times: list[float]
+    device: torch.device, stop: threading.Event, pause_s: float, times: list[float]
 ) -> None:
     """What a lane of transfers does, again and again."""
     stream = make_stream(device)
@@ -53,33 +46,30 @@ def do_small_tasks(
         before = stream.record()
         while not stop.wait(pause_s):
             start = time.perf_counter()
-            with turn:
-                stream.wait(before)
-                stream.record()
-                for _ in range(4):
-                    target = torch.empty_like(source)
-                    stream.reads(target)
-                    target.copy_(source, non_blocking=True)
-                before = stream.record()
+            stream.wait(before)
+            stream.record()
+            for _ in range(4):
+                target = torch.empty_like(source)
+                stream.reads(target)
+                target.copy_(source, non_blocking=True)
+            before = stream.record()
             times.append((time.perf_counter() - start) * 1e6)
 
 
-def tried(
-    arguments: argparse.Namespace, devices: list[torch.device], turn: Turn, small: Turn | None
-) -> str:
+def tried(arguments: argparse.Namespace, devices: list[torch.device], small: bool) -> str:
     """A row: how long layers and small tasks took."""
     times: list[float] = []
     tasks: list[float] = []
     stop = threading.Event()
     beside = [
         threading.Thread(
-            target=do_small_tasks, args=(device, small, stop, arguments.pause_ms / 1e3, tasks)
+            target=do_small_tasks, args=(device, stop, arguments.pause_ms / 1e3, tasks)
         )
         for device in devices
-        for _ in range(arguments.lanes if small is not None else 0)
+        for _ in range(arguments.lanes if small else 0)
     ]
     threads = [
-        threading.Thread(target=launch, args=(device, arguments, turn, times)) for device in devices
+        threading.Thread(target=launch, args=(device, arguments, times)) for device in devices
     ]
     start = time.perf_counter()
     for each in [*beside, *threads]:
@@ -115,19 +105,15 @@ def main() -> None:
     print("command:", " ".join(["python", *sys.argv]))
     print(f"{'':40} us/kernel    median      9/10   tasks/s    median      9/10")
     sys.setswitchinterval(SWITCH_S)
-    one, free, turns = devices[:1], nullcontext(), Turns()
-    ways: list[tuple[str, list[torch.device], Turn, Turn | None]] = [
-        ("one thread", one, free, None),
-        ("one, small tasks beside", one, free, free),
-        ("all at once", devices, free, None),
-        ("all in turns", devices, turns, None),
-        ("all at once, small tasks beside", devices, free, free),
-        ("all in turns, small tasks beside", devices, turns, free),
-        ("all in turns, small tasks too", devices, turns, turns),
+    ways = [
+        ("one thread", devices[:1], False),
+        ("one, small tasks beside", devices[:1], True),
+        ("all at once", devices, False),
+        ("all at once, small tasks beside", devices, True),
     ]
     for repeat in range(2):
-        for name, places, turn, small in ways:
-            row = tried(arguments, places, turn, small)
+        for name, places, small in ways:
+            row = tried(arguments, places, small)
             print(f"{name:40} {row}", flush=True) if repeat else None
 
 

@@ -14,7 +14,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ..policies.op import Op
 from .deferred import Job, collecting
 from .pace import BACKWARD, Pace
-from .turns import Turns
 from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -93,7 +92,7 @@ def layer_seed(seed: int, layer: int, step: int, microbatch: int) -> int:
 
 
 class Computer:
-    """Runs ranges of layers on one device; whoever calls has the turn, or needs none."""
+    """Runs ranges of layers on one device."""
 
     def __init__(
         self,
@@ -102,14 +101,12 @@ class Computer:
         randomness: Randomness,
         autocast: torch.dtype | None,
         needs_gradient: list[bool],
-        turns: Turns | None = None,
     ) -> None:
         self.device = device
         self._loss_fn = loss_fn
         self._randomness = randomness
         self._autocast = autocast
         self._needs_gradient = needs_gradient
-        self._turns = turns or Turns(needed=False)
         self._pace = Pace(device)
 
     def forward(
@@ -160,8 +157,7 @@ class Computer:
         ]
         if pairs:
             roots, given = zip(*pairs, strict=True)
-            with self._turns.outside():
-                torch.autograd.backward(roots, given)
+            torch.autograd.backward(roots, given)
             self._pace.launched(BACKWARD * graph.layers)
         result = gradients_of(graph.leaves)
         graph.outputs, graph.leaves = [], None
@@ -172,8 +168,7 @@ class Computer:
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
-                with self._turns.outside():
-                    self._pace.wait()
+                self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
                 with numbers, self._casting():
                     value = module(value)

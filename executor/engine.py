@@ -18,7 +18,6 @@ from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
 from .streams import CpuMark, Stream, mark_now
 from .transit import Transit
-from .turns import Turns
 from .values import Value, copied, detached, moved, read_on_current_stream, tensors_of
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
@@ -45,7 +44,6 @@ class Machinery:
         streams: list[Stream],
         update_streams: list[Stream],
         randomness: Randomness,
-        turns: Turns,
     ) -> None:
         self.layers = layers
         self.devices = devices
@@ -55,11 +53,11 @@ class Machinery:
         self.host_copies = host_copies
         self.clip_norm = clip_norm
         self.streams, self.update_streams = streams, update_streams
-        self.randomness, self.turns = randomness, turns
+        self.randomness = randomness
         self.scratch = Scratch()
         self.sharing = [layers.sharing(layer) for layer in range(len(layers))]
-        self.transit = Transit(layers, masters, host_copies, pin, turns)
-        self.on_host = HostPool(pin, turns)
+        self.transit = Transit(layers, masters, host_copies, pin)
+        self.on_host = HostPool(pin)
 
 
 class StepEngine:
@@ -300,8 +298,7 @@ class StepEngine:
         grads, pool = self._staged.pop(task), self._machinery.on_host
         copies = {name: pool.copy(grad) for name, grad in grads.items()}
         if self._machinery.devices[device].type == "cuda":
-            with self._machinery.turns.outside():
-                torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream().synchronize()
         self._book.add(layer, copies, task)
 
     def _spent(self, gradients: Value) -> None:

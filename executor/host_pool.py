@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .host_memory import host_bytes
 from .streams import Mark
-from .turns import Turns
 from .values import Value, map_tensors, read_on_current_stream, tensors_of
 
 
@@ -16,11 +15,10 @@ class HostPool:
     """Copies values to the host, into memory of exactly their size that is kept from step to step.
 
     pin: memory that GPUs copy to and from.
-    turns: what waits here does so outside of.
     """
 
-    def __init__(self, pin: bool, turns: Turns) -> None:
-        self._pin, self._turns = pin, turns
+    def __init__(self, pin: bool) -> None:
+        self._pin = pin
         self._free: dict[int, deque[tuple[Tensor, Mark]]] = defaultdict(deque)
         self._used: dict[int, Tensor] = {}
         self._wanted: set[int] = set()
@@ -42,10 +40,9 @@ class HostPool:
             self._wanted.add(nbytes)
             free = self._free[nbytes]
             flat, mark = free.popleft() if free else (None, None)
-        with self._turns.outside():
-            if mark is not None:
-                mark.block()
-            flat = host_bytes(nbytes, self._pin) if flat is None else flat
+        if mark is not None:
+            mark.block()
+        flat = host_bytes(nbytes, self._pin) if flat is None else flat
         self._used[flat.data_ptr()] = flat
         return flat
 

@@ -10,7 +10,6 @@ from ..policies.program import Program
 from ..traces.timeline import KIND_CODE
 from .run import Run
 from .streams import Mark, Stream
-from .turns import Turns
 
 Handler = Callable[[int], None]
 """Runs one task, given its number."""
@@ -26,7 +25,6 @@ class LaneThread:
     `blocks`: the thread itself waits for what a task depends on, not only its stream. So do lanes
     that bring things to a device: they take memory that must have been freed by then.
     `threads`: how many torch's operations on the CPU use in this one; 0: as many as elsewhere.
-    `turns`: whose it is to run a task, and to wait for others' on the stream.
     """
 
     def __init__(
@@ -35,11 +33,9 @@ class LaneThread:
         stream: Stream,
         blocks: bool = False,
         threads: int = 0,
-        turns: Turns | None = None,
     ) -> None:
         self.stream = stream
         self._blocks, self._threads = blocks, threads
-        self._turns = turns or Turns(needed=False)
         self._jobs: SimpleQueue[tuple[Run, int, Handler] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"roundel {name}", daemon=True)
         self._began = threading.Event()
@@ -85,12 +81,11 @@ class LaneThread:
                 marks = []
             if place >= AHEAD:
                 _reached(run.ended[tasks[place - AHEAD]]).block()
-            with self._turns:
-                for mark in marks:
-                    self.stream.wait(mark)
-                run.started[task] = self.stream.record()
-                handler(task)
-                run.ended[task] = self.stream.record()
+            for mark in marks:
+                self.stream.wait(mark)
+            run.started[task] = self.stream.record()
+            handler(task)
+            run.ended[task] = self.stream.record()
             run.issue(task)
 
     def _issued(self, run: Run, task: int) -> list[Mark]:

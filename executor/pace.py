@@ -7,12 +7,11 @@ import torch
 
 from .streams import Mark, mark_now
 
-AHEAD = 12
+AHEAD = 30
 """Forwards of a layer that may be under way on a device when one more is launched.
 
-CUDA's queue of a stream holds about a thousand kernels. Whoever launches into a full one waits
-there, with the turn of other GPUs' threads (`turns.py`), and to mark the end of a task with
-Python's lock, too.
+CUDA's queue of a stream holds about a thousand kernels; so many are about thirty of a decoder's.
+Whoever launches into a full one waits there, and to mark the end of a task with Python's lock.
 """
 
 BACKWARD = 3

@@ -41,7 +41,6 @@ from .run import Run
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
-from .turns import Turns
 from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
@@ -298,10 +297,9 @@ class Trainer:
                 )
             self._refuse_what_cannot_fit(plan, work)
             self._limit_cuda_memory()
-            turns = Turns(needed=bool(gpus_of(self.devices)))
-            threads = self._threads(work, turns)
+            threads = self._threads(work)
             try:
-                machinery = self._machinery(plan, work, threads, turns)
+                machinery = self._machinery(plan, work, threads)
                 put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
                 self.masters.settle()
             except BaseException:
@@ -367,9 +365,7 @@ class Trainer:
                 share = self.memory_limit * self.devices.count(device) / whole
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
-    def _machinery(
-        self, plan: Plan, work: Work, threads: list[LaneThread], turns: Turns
-    ) -> Machinery:
+    def _machinery(self, plan: Plan, work: Work, threads: list[LaneThread]) -> Machinery:
         lanes = list(zip(lanes_of(work.devices), threads, strict=True))
         streams, update_streams = (
             [thread.stream for lane, thread in lanes if lane.kind == kind]
@@ -377,7 +373,7 @@ class Trainer:
         )
         needs = self.layers.needs_gradient()
         computers = [
-            Computer(device, self._loss_fn, self._randomness, self._autocast, needs, turns)
+            Computer(device, self._loss_fn, self._randomness, self._autocast, needs)
             for device in self.devices
         ]
         splits = any(op.kind == "I" for ops in plan.devices for op in ops)
@@ -412,7 +408,6 @@ class Trainer:
             streams,
             update_streams,
             self._randomness,
-            turns,
         )
 
     def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:
@@ -427,8 +422,8 @@ class Trainer:
             copy = resident_copy(self.layers, layer, self.devices[number], self._compute_dtype, own)
             weights[number].keep(layer, copy)
 
-    def _threads(self, work: Work, turns: Turns) -> list[LaneThread]:
-        updating, none = threads_of_updates(self.devices), Turns(needed=False)
+    def _threads(self, work: Work) -> list[LaneThread]:
+        updating = threads_of_updates(self.devices)
         return [
             LaneThread(
                 lane.name,
@@ -438,8 +433,6 @@ class Trainer:
                 else CpuStream(),
                 blocks=lane.kind in ("h2d", "optimizer") and lane.device >= 0,
                 threads=0 if lane.device >= 0 else updating,
-                # What the host updates takes its cores for long, and Python's lock hardly.
-                turns=turns if lane.device >= 0 else none,
             )
             for lane in lanes_of(work.devices)
         ]

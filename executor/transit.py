@@ -5,37 +5,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .bundle import Bundle
 from .host_copies import HostCopies
 from .host_memory import host_bytes
 from .layers import Layers, WeightCopy
 from .masters import Masters
 from .quantised import parts_of, rebuilt
 from .streams import Stream
-from .turns import Turns
 from .values import copy_each, read_on_current_stream
 
 
 class Transit:
     """Brings a layer's states to a device and, with the new weights, back to where they were.
 
-    Each has its place on the host for good, so that a step takes no new memory there. Masters that
-    lie in what uploads read are not brought up: the visit's own copy is updated in their stead.
+    A layer's have their place on the host for good, in one piece of memory, so that a step takes no
+    new memory there and one copy brings all. Masters that lie in what uploads read are not brought
+    up: the visit's own copy is updated in their stead.
     """
 
     def __init__(
-        self,
-        layers: Layers,
-        masters: Masters,
-        copies: Mapping[int, HostCopies],
-        pin: bool,
-        turns: Turns,
+        self, layers: Layers, masters: Masters, copies: Mapping[int, HostCopies], pin: bool
     ) -> None:
-        self._layers, self._masters, self._copies = layers, masters, copies
-        self._pin, self._turns = pin, turns
-        self._homes: dict[nn.Parameter, Tensor] = {}
-        self._states: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._layers, self._masters, self._copies, self._pin = layers, masters, copies, pin
+        self._lent: dict[nn.Parameter, Tensor] = {}
+        self._homes: dict[int, Bundle] = {}
+        self._sent: dict[int, Bundle] = {}
         self._visits: dict[int, WeightCopy] = {}
-        self._sent: dict[int, list[Tensor]] = {}
 
     def up(self, layer: int, device: torch.device, computes: Stream) -> None:
         """Bring what an update needs to a device, on the current stream.
@@ -43,35 +38,50 @@ class Transit:
         It takes the memory of the stream that computes, until all is down and waited for: whoever
         updates need not say that it reads there, even if it puts other tensors in their place.
         """
-        masters, states = [], []
         for name, each in self._trained(layer).items():
-            self._homes[each] = self._at_home(each.data)
-            if name not in self._copies[layer].lent:
-                masters.append(each)
-            for part in self._masters.slices.of(each):
-                large = self._masters.large_states(part).items()
-                self._states[part] = {key: rebuilt(value, self._at_home) for key, value in large}
-                states.append(part)
-        values = [self._homes[each] for each in masters]
-        values += [value for part in states for value in self._states[part].values()]
-        parts = [each for value in values for each in parts_of(value)]
-        with computes.memory():
-            copies = [torch.empty_like(part, device=device) for part in parts]
-        copy_each(list(zip(copies, parts, strict=True)))
-        self._sent[layer] = copies
-        sent = iter(copies)
-        for each in masters:
-            each.data = next(sent)
-        for part in states:
-            there = self._masters.optimizer.state.get(part, {})
-            for key, value in self._states[part].items():
-                there[key] = rebuilt(value, lambda _: next(sent))
+            if name in self._copies[layer].lent:
+                self._lent[each] = each.data
+        parts = self._parts(layer)
+        home = self._homes.get(layer)
+        if home is None or not home.holds(parts):
+            home = self._homes[layer] = Bundle.like(parts, self._on_host)
+            copy_each(list(zip(home.views, parts, strict=True)))
 
-    def _at_home(self, part: Tensor) -> Tensor:
-        """A tensor where it will stay on the host, in memory that a device can copy from."""
-        if not self._pin or part.is_pinned():
-            return part
-        return _place_for(part, self._pin).copy_(part)
+        def room(nbytes: int) -> Tensor:
+            with computes.memory():
+                return torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+        self._sent[layer] = home.there(room)
+        self._put(layer, self._sent[layer])
+
+    def _on_host(self, nbytes: int) -> Tensor:
+        return host_bytes(nbytes, self._pin)
+
+    def _parts(self, layer: int) -> list[Tensor]:
+        """The plain tensors that move: a layer's masters that are not lent, and its states."""
+        masters = [each.data for each in self._moving(layer)]
+        states = [value for _, _, value in self._states(layer)]
+        return [part for value in masters + states for part in parts_of(value)]
+
+    def _put(self, layer: int, bundle: Bundle) -> None:
+        """Have a layer's masters and states be what lies in a bundle."""
+        views = iter(bundle.views)
+        for each in self._moving(layer):
+            each.data = next(views)
+        for part, name, value in self._states(layer):
+            self._masters.optimizer.state[part][name] = rebuilt(value, lambda _: next(views))
+
+    def _moving(self, layer: int) -> list[nn.Parameter]:
+        lent = self._copies[layer].lent
+        return [each for name, each in self._trained(layer).items() if name not in lent]
+
+    def _states(self, layer: int) -> list[tuple[nn.Parameter, str, Tensor]]:
+        return [
+            (part, name, value)
+            for each in self._trained(layer).values()
+            for part in self._masters.slices.of(each)
+            for name, value in self._masters.large_states(part).items()
+        ]
 
     def take(self, layer: int, weights: WeightCopy) -> None:
         """Have a visit's copy of the weights updated, where the masters lie in its source.
@@ -98,39 +108,28 @@ class Transit:
         self._wait()
         for name, each in trained.items():
             if name in copies.lent:
-                each.data = self._homes.pop(each)
+                each.data = self._lent.pop(each)
         self._masters.slices.bind(layer)
 
     @torch.no_grad()
     def states_down(self, layer: int) -> None:
         """Bring a layer's states and masters to their places on the host, and wait for them."""
-        trained = self._trained(layer).values()
-        pairs = [(self._homes[each], each.data) for each in trained if each in self._homes]
-        for each in trained:
-            for part in self._masters.slices.of(each):
-                homes = self._states[part]
-                for key, value in self._masters.large_states(part).items():
-                    if key not in homes:
-                        homes[key] = rebuilt(value, lambda new: _place_for(new, self._pin))
-                    pairs += zip(parts_of(homes[key]), parts_of(value), strict=True)
-        copy_each(pairs)
+        parts, sent = self._parts(layer), self._sent.pop(layer)
+        home = self._homes[layer]
+        if not home.fits(parts):
+            home = self._homes[layer] = Bundle.like(parts, self._on_host)
+        if sent.holds(parts):
+            home.take_all(sent)
+        else:
+            copy_each(list(zip(home.views, parts, strict=True)))
         self._wait()
-        del self._sent[layer]
-        for each in trained:
-            each.data = self._homes.pop(each, each.data)
-            for part in self._masters.slices.of(each):
-                self._masters.optimizer.state.get(part, {}).update(self._states.pop(part))
+        self._put(layer, home)
         self._masters.slices.bind(layer)
 
     def _wait(self) -> None:
         if self._pin:
-            with self._turns.outside():
-                torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream().synchronize()
 
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)
         return {name: each for name, each in owned.items() if each.requires_grad}
-
-
-def _place_for(part: Tensor, pin: bool) -> Tensor:
-    return host_bytes(part.nbytes, pin).view(part.dtype).view(part.shape)

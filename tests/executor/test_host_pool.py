@@ -7,7 +7,6 @@ import roundel
 from roundel.executor.host_pool import HostPool
 from roundel.executor.streams import CpuMark
 from roundel.executor.trainer import Trainer
-from roundel.executor.turns import Turns
 
 from . import toy
 
@@ -22,7 +21,7 @@ class Late(CpuMark):
 
 
 def test_memory_is_used_again_when_its_reader_is_done() -> None:
-    pool, mark = HostPool(False, Turns(needed=False)), Late()
+    pool, mark = HostPool(pin=False), Late()
     value = (torch.arange(6.0).view(2, 3), {"more": torch.ones(5, dtype=torch.bool)})
     first = pool.copy(value)
     assert torch.equal(first[0], value[0])
@@ -59,7 +58,7 @@ def test_steps_share_the_memory() -> None:
 
 
 def test_sizes_that_are_not_asked_for_any_more_are_let_go() -> None:
-    pool, mark = HostPool(False, Turns(needed=False)), Late()
+    pool, mark = HostPool(pin=False), Late()
     for size in (5, 7):
         pool.give_back(pool.copy(torch.ones(size)), mark)
     pool.tidy()
