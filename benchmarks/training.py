@@ -69,9 +69,9 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
         optimizer_on="device"
     ),
     "layer-to-layer, stale": lambda given: roundel.LayerToLayer(optimizer="stale"),
-    "1f1b": lambda given: roundel.OneFOneB(partition=given.cut, recompute="early"),
+    "1f1b": lambda given: roundel.OneFOneB(partition=given.cut, recompute="needed"),
     "interleaved-1f1b": lambda given: roundel.Interleaved1F1B(
-        partition=given.interleaved_cut, recompute="early"
+        partition=given.interleaved_cut, recompute="needed"
     ),
 }
 """Policies by name."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .plan import Place, Plan, Recompute
-from .stages import backward_kinds, cut_stages, looped_homes, ops, weave
+from .stages import backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
 from .work import Work
 
 
@@ -13,7 +13,8 @@ class GPipe:
     """One stage a device; every microbatch forward, then every microbatch backward, in order.
 
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     """
 
     name: ClassVar[str] = "gpipe"
@@ -31,7 +32,10 @@ class GPipe:
         every = range(work.microbatches)
         return Plan(
             tuple(
-                (*ops("F", stage, every), *weave(*(ops(kind, stage, every) for kind in kinds)))
+                where_needed(
+                    [*ops("F", stage, every), *weave(*(ops(kind, stage, every) for kind in kinds))],
+                    self.recompute,
+                )
                 for stage in stages
             ),
             late_recompute=self.recompute == "late",

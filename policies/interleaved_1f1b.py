@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
 from .work import Work
 
 
@@ -19,7 +19,8 @@ class Interleaved1F1B:
 
     chunks: stages a device.
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     """
 
     name: ClassVar[str] = "interleaved-1f1b"
@@ -34,15 +35,19 @@ class Interleaved1F1B:
         """The same plan for every step. Raises InputError when the partition does not fit."""
         kinds = backward_kinds(self.name, self.recompute, "B")
         homes = looped_homes(self.name, work.devices, self.chunks)
-        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds)
+        spares = self.recompute == "needed"
+        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds, spares_last=spares)
         rounds = _rounds(work.devices, work.microbatches)
         return Plan(
             tuple(
-                _order(
-                    stages[rank :: work.devices],
-                    kinds,
-                    rounds,
-                    self._warm_up(work.devices, work.microbatches, rank),
+                where_needed(
+                    _order(
+                        stages[rank :: work.devices],
+                        kinds,
+                        rounds,
+                        self._warm_up(work.devices, work.microbatches, rank),
+                    ),
+                    self.recompute,
                 )
                 for rank in range(work.devices)
             ),

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
 from .work import Work
 
 
@@ -17,7 +17,8 @@ class LoopedBFS:
 
     chunks: stages a device.
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     """
 
     name: ClassVar[str] = "looped-bfs"
@@ -35,7 +36,9 @@ class LoopedBFS:
         stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds)
         return Plan(
             tuple(
-                _order(stages[rank :: work.devices], kinds, work.microbatches)
+                where_needed(
+                    _order(stages[rank :: work.devices], kinds, work.microbatches), self.recompute
+                )
                 for rank in range(work.devices)
             ),
             late_recompute=self.recompute == "late",

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
 from .work import Work
 
 
@@ -14,7 +14,8 @@ class OneFOneB:
     """One stage a device; device r of p runs p - r forwards, then a backward and a forward in turn.
 
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     """
 
     name: ClassVar[str] = "1f1b"
@@ -28,10 +29,14 @@ class OneFOneB:
         """The same plan for every step. Raises InputError when the partition does not fit."""
         kinds = backward_kinds(self.name, self.recompute, "B")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds)
+        spares = self.recompute == "needed"
+        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds, spares_last=spares)
         return Plan(
             tuple(
-                _order(stage, kinds, work.microbatches, warm_up=work.devices - rank - 1)
+                where_needed(
+                    _order(stage, kinds, work.microbatches, warm_up=work.devices - rank - 1),
+                    self.recompute,
+                )
                 for rank, stage in enumerate(stages)
             ),
             late_recompute=self.recompute == "late",

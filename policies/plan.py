@@ -11,7 +11,7 @@ from .op import Op
 from .work import Work
 
 Weights = Literal["resident", "streamed"]
-Recompute = Literal["none", "early", "late"]
+Recompute = Literal["none", "early", "late", "needed"]
 Optimizer = Literal["sync", "stale"]
 Place = Literal["host", "device"]
 

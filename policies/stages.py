@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise, zip_longest
+from typing import get_args
 
 from ..traces.errors import InputError
 from .balance import balanced_cut
@@ -27,25 +28,47 @@ def cut_stages(
     homes: Sequence[int],
     kinds: str,
     weight_share: float | None = None,
+    spares_last: bool = False,
 ) -> list[Stage]:
     """The stages of `work`, one for each entry of `homes`, the device that runs it.
 
     `partition` counts their layers; None takes the balanced cut for ops of `kinds` together.
+    `spares_last`: the last stage recomputes nothing.
     Raises InputError, naming `policy`, for a partition that does not fit the work.
     """
     layer_ns = _layer_ns(policy, work, kinds, weight_share)
     if partition is None:
         _check_enough_layers(policy, work, len(homes))
-        partition = balanced_cut(layer_ns, homes)
+        if spares_last:
+            last_ns = _layer_ns(policy, work, kinds.replace("R", ""), weight_share)
+            partition = _cut_with_other_last(layer_ns, last_ns, homes)
+        else:
+            partition = balanced_cut(layer_ns, homes)
     _check_partition(policy, work, partition, len(homes))
     return list(pairwise(accumulate(partition, initial=0)))
 
 
 def backward_kinds(policy: str, recompute: Recompute, backward: str) -> str:
     """The kinds that make up one backward: `backward`, after an R where there is recompute."""
-    if recompute not in ("none", "early", "late"):
-        raise InputError(f"{policy}: recompute: must be none, early or late, got {recompute!r}")
+    if recompute not in get_args(Recompute):
+        known = "none, early, late or needed"
+        raise InputError(f"{policy}: recompute: must be {known}, got {recompute!r}")
     return backward if recompute == "none" else "R" + backward
+
+
+def where_needed(ops: Sequence[Op], recompute: Recompute) -> tuple[Op, ...]:
+    """A device's ops; of `needed` recomputes those that do not come right behind their forward.
+
+    What such a forward saves is still there, and takes no more room than the recompute's.
+    """
+    if recompute != "needed":
+        return tuple(ops)
+    before = [None, *ops[:-1]]
+    return tuple(
+        op
+        for op, last in zip(ops, before, strict=True)
+        if not (op.kind == "R" and last == op._replace(kind="F"))
+    )
 
 
 def ops(kind: str, stage: Stage, microbatches: Iterable[int]) -> list[Op]:
@@ -57,6 +80,28 @@ def ops(kind: str, stage: Stage, microbatches: Iterable[int]) -> list[Op]:
 def weave(*columns: Sequence[Op | None]) -> list[Op]:
     """The ops of columns, row by row; None, and a column that is shorter, leave a gap."""
     return [op for row in zip_longest(*columns) for op in row if op is not None]
+
+
+def _cut_with_other_last(
+    layer_ns: list[int], last_ns: list[int], homes: Sequence[int]
+) -> tuple[int, ...]:
+    """The balanced cut, where layers take other times in the last stage: as many as it will have.
+
+    Of all guesses at their number the one whose cut has the fastest slowest device.
+    """
+
+    def slowest(cut: tuple[int, ...]) -> int:
+        load = [0] * (max(homes) + 1)
+        bounds = list(accumulate(cut, initial=0))
+        for home, (first, stop) in zip(homes[:-1], pairwise(bounds), strict=False):
+            load[home] += sum(layer_ns[first:stop])
+        load[homes[-1]] += sum(last_ns[bounds[-2] :])
+        return max(load)
+
+    guesses = range(len(layer_ns) - len(homes) + 2)
+    firsts = (len(layer_ns) - count for count in guesses)
+    cuts = (balanced_cut(layer_ns[:first] + last_ns[first:], homes) for first in firsts)
+    return min(cuts, key=slowest)
 
 
 def _layer_ns(policy: str, work: Work, kinds: str, weight_share: float | None) -> list[int]:

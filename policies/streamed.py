@@ -47,7 +47,8 @@ class Streamed(ABC):
         fit the memory the one with the best step time. Where it stops short, the first backward
         stage runs the rest forward and backward in one visit.
     backward_partition: layers per backward stage, last layers first. None: likewise.
-    recompute: `early` or `late`; a visit cannot keep what an earlier one saved.
+    recompute: `early` or `late`; a visit cannot keep what an earlier one saved. (`needed` is
+        `early` here.)
     optimizer: `sync`, or `stale` by one step.
     activations: where the inputs of backward stages wait, `host` or `device`.
     """

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
 from .work import Work
 
 
@@ -17,7 +17,8 @@ class ZBH1:
     turn, so that no device holds more than p microbatches.
 
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     weight_share: the part of backward that W takes where the trace does not know it.
     """
 
@@ -33,10 +34,21 @@ class ZBH1:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""
         kinds = backward_kinds(self.name, self.recompute, "I")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        stages = cut_stages(self.name, work, self.partition, homes, f"F{kinds}W", self.weight_share)
+        stages = cut_stages(
+            self.name,
+            work,
+            self.partition,
+            homes,
+            f"F{kinds}W",
+            self.weight_share,
+            spares_last=self.recompute == "needed",
+        )
         return Plan(
             tuple(
-                split_order(stage, kinds, work.microbatches, work.devices - rank, delay=rank)
+                where_needed(
+                    split_order(stage, kinds, work.microbatches, work.devices - rank, delay=rank),
+                    self.recompute,
+                )
                 for rank, stage in enumerate(stages)
             ),
             late_recompute=self.recompute == "late",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .plan import Place, Plan, Recompute
-from .stages import backward_kinds, cut_stages, looped_homes
+from .stages import backward_kinds, cut_stages, looped_homes, where_needed
 from .work import Work
 from .zb_h1 import split_order
 
@@ -18,7 +18,8 @@ class ZBH2:
     2 p - 1 microbatches.
 
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     weight_share: the part of backward that W takes where the trace does not know it.
     """
 
@@ -34,15 +35,26 @@ class ZBH2:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""
         kinds = backward_kinds(self.name, self.recompute, "I")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        stages = cut_stages(self.name, work, self.partition, homes, f"F{kinds}W", self.weight_share)
+        stages = cut_stages(
+            self.name,
+            work,
+            self.partition,
+            homes,
+            f"F{kinds}W",
+            self.weight_share,
+            spares_last=self.recompute == "needed",
+        )
         return Plan(
             tuple(
-                split_order(
-                    stage,
-                    kinds,
-                    work.microbatches,
-                    warm_up=2 * (work.devices - rank) - 1,
-                    delay=2 * rank,
+                where_needed(
+                    split_order(
+                        stage,
+                        kinds,
+                        work.microbatches,
+                        warm_up=2 * (work.devices - rank) - 1,
+                        delay=2 * rank,
+                    ),
+                    self.recompute,
                 )
                 for rank, stage in enumerate(stages)
             ),

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, ops
+from .stages import Stage, backward_kinds, cut_stages, ops, where_needed
 from .work import Work
 
 Value = tuple[str, int, int]
@@ -22,7 +22,8 @@ class ZBV:
     order, and a W runs where they would have to wait.
 
     partition: layers per stage, first stage first, head included. None: the balanced cut.
-    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there.
+    recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
+        `needed` as `early`, but none right behind its forward.
     weight_share: the part of backward that W takes where the trace does not know it.
     """
 
@@ -38,10 +39,18 @@ class ZBV:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""
         kinds = backward_kinds(self.name, self.recompute, "I")
         homes = [*range(work.devices), *reversed(range(work.devices))]
-        stages = cut_stages(self.name, work, self.partition, homes, f"F{kinds}W", self.weight_share)
+        stages = cut_stages(
+            self.name,
+            work,
+            self.partition,
+            homes,
+            f"F{kinds}W",
+            self.weight_share,
+            spares_last=self.recompute == "needed",
+        )
         orders = _orders(stages, work.devices, work.microbatches)
         return Plan(
-            tuple(_with_recompute(order, kinds) for order in orders),
+            tuple(where_needed(_with_recompute(order, kinds), self.recompute) for order in orders),
             late_recompute=self.recompute == "late",
             optimizer_on=self.optimizer_on,
             clip=self.clip,

@@ -25,7 +25,7 @@ STEPS = 3
 WEIGHT_SHARE = 0.5
 """The weight gradients' part of backward: of a linear layer's two products there, one."""
 
-RECOMPUTE: tuple[Recompute, ...] = ("none", "early")
+RECOMPUTE: tuple[Recompute, ...] = ("none", "needed")
 
 
 class NothingFits(InputError):
@@ -72,10 +72,11 @@ def _streamed(
     microbatches: int,
 ) -> dict[str, Policy]:
     """A policy as it is, and with any of the knobs that were not given set to another value."""
-    # What is streamed cannot keep what forward saved.
-    base = {**mine, "recompute": next((mode for mode in modes if mode != "none"), None)}
-    if base["recompute"] is None:
+    # What is streamed cannot keep what forward saved, but where its first backward visit does.
+    modes = ["early" if mode == "needed" else mode for mode in modes if mode != "none"]
+    if not modes:
         return {}
+    base = {**mine, "recompute": modes[0]}
     every: dict[str, dict[str, Any]] = {
         "one round": {"round_size": microbatches},
         "activations on the device": {"activations": "device"},

@@ -21,7 +21,7 @@ mse = nn.functional.mse_loss
 
 RESIDENT = [
     policy
-    for recompute in ("none", "early", "late")
+    for recompute in ("none", "early", "late", "needed")
     for place in ("device", "host")
     for policy in toy.every_policy(recompute=recompute, optimizer_on=place)
     if not isinstance(policy, Streamed)
@@ -127,7 +127,7 @@ def test_frozen_layers_stay_and_the_others_train_exactly(policy: roundel.Policy)
     torch.testing.assert_close(got[1][0], next(model()[0].parameters()).detach())
 
 
-@pytest.mark.parametrize("recompute", ["early", "late"])
+@pytest.mark.parametrize("recompute", ["early", "late", "needed"])
 def test_dropout_draws_the_same_numbers_again(recompute: str) -> None:
     """With and without recompute, by any cut: the same masks, so the same losses and weights."""
     batches = toy.vectors()

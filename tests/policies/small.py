@@ -30,7 +30,7 @@ def name(policy: FixedPolicy) -> str:
 
 
 def with_recompute(policy: FixedPolicy) -> Iterator[FixedPolicy]:
-    """The policy in all three recompute modes."""
+    """The policy in the recompute modes that recompute nothing or all."""
     yield policy
     yield replace(policy, recompute="early")
     yield replace(policy, recompute="late")

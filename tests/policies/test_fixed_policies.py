@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundel.policies.interleaved_1f1b import Interleaved1F1B, _order
+from roundel.policies.lowering import lower
 from roundel.policies.plan import Plan
 from roundel.policies.work import Work
+from roundel.sim.engine import simulate_program
 
 from ..costs import make_work
 from .evaluate import Deadlock, busy, evaluate, makespan, most_held
@@ -90,6 +92,30 @@ def assert_complete(plan: Plan, work: Work, recomputes: bool) -> None:
     split = any(kind == "W" for kind, _, _ in done)
     kinds = "F" + "R" * recomputes + ("IW" if split else "B")
     assert done == Counter(product(kinds, range(work.layers), range(work.microbatches)))
+
+
+@POLICIES
+def test_needed_recomputes_are_the_early_ones_but_those_right_behind_their_forward(
+    policy: FixedPolicy, chunks: int
+) -> None:
+    work, stages = make_work(12, 2, 5), 2 * chunks
+    partition = (12 // stages,) * stages
+    early, needed = (
+        replace(policy, recompute=mode, partition=partition).plan(work, 0)
+        for mode in ("early", "needed")
+    )
+    for all_ops, ops in zip(early.devices, needed.devices, strict=True):
+        pairs = zip(all_ops, [None, *all_ops], strict=False)
+        left = [op for op, last in pairs if op.kind != "R" or last != op._replace(kind="F")]
+        assert list(ops) == left
+    full, lean = (evaluate(plan, lambda op: op.stop - op.first) for plan in (early, needed))
+    assert makespan(lean) <= makespan(full)
+    # What it holds at the most is no more.
+    peaks = [
+        [curve.peak_bytes for curve in simulate_program(lower([plan], work), "").memory[:-1]]
+        for plan in (early, needed)
+    ]
+    assert all(after <= before for before, after in zip(*peaks, strict=True))
 
 
 def test_interleaved_1f1b_with_a_shorter_last_round_would_deadlock() -> None:

@@ -114,6 +114,21 @@ def test_a_recompute_comes_right_before_its_backward(recompute: str) -> None:
     assert picture(ZBV(recompute="early"), 2, 1, 1) == ["0F0 1F0 1R0 1I0 1W0 0R0 0I0 0W0"]
 
 
+def test_where_it_is_needed_a_recompute_does_not_come_right_behind_its_forward() -> None:
+    assert picture(OneFOneB(recompute="needed"), 2, 2, 2) == [
+        "0F0 0F1 0R0 0B0 0R1 0B1",
+        "1F0 1B0 1F1 1B1",
+    ]
+    assert picture(ZBH1(recompute="needed"), 2, 2, 2) == [
+        "0F0 0F1 0R0 0I0 0W0 0R1 0I1 0W1",
+        "1F0 1I0 1F1 1I1 1W0 1W1",
+    ]
+    assert picture(GPipe(recompute="needed"), 2, 2, 2) == [
+        "0F0 0F1 0R0 0B0 0R1 0B1",
+        "1F0 1F1 1R0 1B0 1R1 1B1",
+    ]
+
+
 def test_layers_follow_the_partition_and_its_placement() -> None:
     work = make_work(7, 2, 1)
     bounds = [

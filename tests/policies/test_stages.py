@@ -7,7 +7,8 @@ import pytest
 from roundel.policies.gpipe import GPipe
 from roundel.policies.interleaved_1f1b import Interleaved1F1B
 from roundel.policies.looped_bfs import LoopedBFS
-from roundel.policies.plan import Plan
+from roundel.policies.one_f_one_b import OneFOneB
+from roundel.policies.plan import Plan, Recompute
 from roundel.policies.work import Work
 from roundel.policies.zb_h1 import ZBH1
 from roundel.policies.zb_v import ZBV
@@ -50,7 +51,7 @@ from ..costs import make_work
         ),
         (
             lambda: GPipe(recompute="soon").plan(make_work(3, 2, 1), 0),  # type: ignore[arg-type]
-            "gpipe: recompute: must be none, early or late, got 'soon'",
+            "gpipe: recompute: must be none, early, late or needed, got 'soon'",
         ),
         (
             lambda: ZBH1(weight_share=1.5).plan(make_work(3, 2, 1), 0),
@@ -90,3 +91,13 @@ def test_the_cut_counts_recompute_as_work() -> None:
     work = make_work([(1, 5, 4), (6, 1, 0), (6, 1, 0)], 2, 1)
     assert GPipe().plan(work, 0).devices[0][0].stop == 1
     assert GPipe(recompute="late").plan(work, 0).devices[0][0].stop == 2
+
+
+def test_the_cut_knows_that_the_last_stage_recomputes_nothing_where_none_is_needed() -> None:
+    """A layer takes 5, and 2 again where it is recomputed: 5 of 12 times 7 is 7 times 5."""
+    work = make_work([(2, 2, 1)] * 12, 2, 4, recompute_ns=2)
+    modes: tuple[Recompute, ...] = ("none", "early", "needed")
+    stops = [OneFOneB(recompute=mode).plan(work, 0).devices[0][0].stop for mode in modes]
+    assert stops == [6, 6, 5]
+    stops = [ZBH1(recompute=mode).plan(work, 0).devices[0][0].stop for mode in modes]
+    assert stops == [6, 6, 5]
