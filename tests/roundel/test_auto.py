@@ -20,7 +20,7 @@ def test_round_robin_in_several_places_and_rounds() -> None:
     assert "layer-to-layer, activations on the device" in found
     assert "layer-to-layer, one round" not in found
     assert "gpipe" in found
-    assert found["gpipe, recompute"].recompute == "early"
+    assert found["gpipe, recompute"].recompute == "needed"
 
 
 @pytest.mark.parametrize(
