@@ -122,13 +122,16 @@ def gradient_error(
 
 
 def plain_training(
-    batches: list[tuple[Tensor, Tensor]], device: str, microbatches: int
+    batches: list[tuple[Tensor, Tensor]], device: str, microbatches: int, stale: bool = False
 ) -> list[float]:
-    """Losses of plain PyTorch in bf16 with float32 masters, one batch at a time."""
+    """Losses of plain PyTorch in bf16 with float32 masters, one batch at a time.
+
+    stale: each update is made while the next batch is at work, on the weights before it.
+    """
     masters = nn.Sequential(*make_layers()).to(device)
     model = copy.deepcopy(masters).bfloat16()
     steps = torch.optim.AdamW(masters.parameters(), lr=3e-4)
-    losses = []
+    losses, waiting = [], None
     for inputs, targets in batches:
         model.zero_grad()
         total = 0.0
@@ -137,13 +140,17 @@ def plain_training(
             loss = token_loss(model(x), y) / microbatches
             loss.backward()
             total += float(loss.detach())
-        for master, each in zip(masters.parameters(), model.parameters(), strict=True):
-            master.grad = each.grad.float()  # type: ignore[union-attr]
+        grads = [each.grad.float() for each in model.parameters()]  # type: ignore[union-attr]
+        due, waiting = (waiting, grads) if stale else (grads, None)
+        losses.append(total)
+        if due is None:
+            continue
+        for master, grad in zip(masters.parameters(), due, strict=True):
+            master.grad = grad
         steps.step()
         with torch.no_grad():
             for master, each in zip(masters.parameters(), model.parameters(), strict=True):
                 each.copy_(master)
-        losses.append(total)
     return losses
 
 
@@ -200,14 +207,18 @@ def main() -> None:
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     batches = text_batches(arguments.steps, batch=32, sequence=256)
     reference = plain_gradients(batches[0], first)
+    chosen = arguments.policies.split(";") if arguments.policies else list(POLICIES)
     curves = {"plain PyTorch": plain_training(batches, first, arguments.microbatches)}
+    if any(getattr(POLICIES[name], "optimizer", "sync") == "stale" for name in chosen):
+        stale = plain_training(batches, first, arguments.microbatches, stale=True)
+        curves["plain PyTorch, one step stale"] = stale
     results: dict[str, Any] = {}
     print(
         f"{'policy':36} {'grad f32':>9} {'grad bf16':>9} {'last 20':>8} {'tokens/s':>9} {'GiB':>6}"
     )
-    plain_end = sum(curves["plain PyTorch"][-20:]) / 20
-    print(f"{'plain PyTorch':36} {'':9} {'':9} {plain_end:8.4f}")
-    chosen = arguments.policies.split(";") if arguments.policies else list(POLICIES)
+    for name, losses in curves.items():
+        print(f"{name:36} {'':9} {'':9} {sum(losses[-20:]) / 20:8.4f}")
+    plain = dict(curves)
     for name in chosen:
         policy = POLICIES[name]
         exact = gradient_error(policy, batches[0], reference, arguments, None)
@@ -221,7 +232,7 @@ def main() -> None:
             f"{result['peak_allocated_bytes'] / 2**30:6.2f}",
             flush=True,
         )
-        report = {"about": about, "plain": curves["plain PyTorch"], "policies": results}
+        report = {"about": about, "plain": plain, "policies": results}
         (arguments.out / "executor_gpu.json").write_text(json.dumps(report))
     draw_losses(
         curves,

@@ -1,6 +1,6 @@
 """Layers: the user's modules, where their parameters live, and copies of them on devices."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -135,7 +135,7 @@ class Layout:
     nbytes: int
 
     @classmethod
-    def of(cls, parameters: dict[str, nn.Parameter], compute: torch.dtype | None) -> "Layout":
+    def of(cls, parameters: Mapping[str, Tensor], compute: torch.dtype | None) -> "Layout":
         """The layout of these parameters; floating ones in `compute` unless that is None."""
         slots, place = [], 0
         for name, each in parameters.items():

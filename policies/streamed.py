@@ -1,6 +1,7 @@
 """Streamed: what policies share whose weights come from the host for every visit."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -27,7 +28,7 @@ FITTED = 4
 """Of how many of them, quickest first, the memory is looked at."""
 
 SPARE, LEAST_SPARE = 0.3, 0.05
-"""Of the memory is left free by cuts that take more of it to be quicker; the least where it is tight.
+"""Of the memory is left free by cuts that take more of it to be quicker; where it is tight, little.
 
 A plan counts what it holds; torch's allocator took 1.4 times that on two H200s, for it has memory
 for each stream. Nearer to the limit it gives some back to take it anew, and the GPU stands still.
@@ -161,15 +162,20 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
         fitting = (cut for cut in cuts[:FITTED] if not limit or policy.fits(work, cut))
         found = next(fitting, None)
         if found and policy.ends_cost(work):
-            spare = SPARE if policy.fits(work, found, 1 - SPARE) else LEAST_SPARE
             return descended(
-                found,
-                lambda cut: policy.step_ns(short, cut),
-                lambda cut: not limit or policy.fits(work, cut, 1 - spare),
+                found, lambda cut: policy.step_ns(short, cut), _leaves_room(policy, work, found)
             )
         if found:
             return found
     return AsymmetricCut((1,) * (work.layers - 1), (1,) * work.layers)
+
+
+def _leaves_room(
+    policy: Streamed, work: Work, found: AsymmetricCut
+) -> Callable[[AsymmetricCut], bool]:
+    """Whether a cut leaves free what it should, where the one that was found first does."""
+    spare = SPARE if policy.fits(work, found, 1 - SPARE) else LEAST_SPARE
+    return lambda cut: policy.fits(work, cut, 1 - spare)
 
 
 def visits_of(cut: AsymmetricCut, layers: int) -> list[Visit]:
