@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,11 @@ from roundel.policies.policy import Policy, policy_name
 from roundel.policies.work import Work
 from roundel.traces.errors import InputError
 from roundel.train import read_config
-from roundel.train_job import Job
+from roundel.train_job import Job, with_gaps
 
 GIB = 2**30
 STRIDE = 8192
 """Contexts that are tried differ by so many tokens."""
-
-ROOM = 0.02
-"""The share of the memory that `--longest` leaves free: an allocator has gaps."""
 
 
 class HostMemory:
@@ -112,17 +108,11 @@ def planned(work: Work, job: Job, arguments: argparse.Namespace) -> Policy:
     return choose(work, job.policies, Console(), lambda what: None)
 
 
-def with_room(work: Work) -> Work:
-    """The same work with a little less memory on the devices."""
-    most = min(device.memory_bytes for device in work.machine.devices)
-    return replace(work, machine=work.machine.with_memory(int(most * (1 - ROOM))))
-
-
 def fits(arguments: argparse.Namespace, sequence: int) -> bool:
     """Whether any of the policies fits at this context."""
     job = job_of(arguments, sequence, empty=True)
     try:
-        work = with_room(job.measured(repeats=1, split=False))
+        work = with_gaps(job.measured(repeats=1, split=False))
     except Exception as error:
         if is_out_of_memory(error):
             return False
@@ -251,7 +241,7 @@ def main() -> None:
         start = time.perf_counter()
         job = job_of(arguments, sequence, empty=False)
         loading_s = time.perf_counter() - start
-        policy = planned(with_room(work) if arguments.longest else work, job, arguments)
+        policy = planned(with_gaps(work), job, arguments)
         predicted = simulate_work(work, policy)
         print(f"context {sequence:,}; made in {loading_s:.0f} s; {policy!r}", flush=True)
         done, timeline = train(job, work, policy, arguments)

@@ -76,6 +76,11 @@ class Layers:
         trained = (each.dtype for _, each in self.named_parameters() if each.requires_grad)
         return next(trained, torch.float32)
 
+    def rows(self) -> set[int]:
+        """How many rows the matrices that are trained have."""
+        trained = (each for _, each in self.named_parameters() if each.requires_grad)
+        return {each.shape[0] for each in trained if each.ndim == 2}
+
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Every persistent buffer, named after the parameters of its layer."""
         for layer, module in enumerate(self.modules):

@@ -37,12 +37,12 @@ def bytes_of_weights(
     layout: Layout, own: Mapping[str, nn.Parameter], optimizer: OptimizerBytes
 ) -> dict[str, int]:
     """What a layer's parameters cost; `own` are those that no earlier layer has."""
-    trained = [each.numel() for each in own.values() if each.requires_grad]
+    trained = [each for each in own.values() if each.requires_grad]
     slots = (slot for slot in layout.slots if slot.requires_grad)
     return {
         "param_bytes": max(1, layout.nbytes),
         "grad_bytes": sum(slot.stop - slot.start for slot in slots),
-        "trainable_params": sum(trained),
+        "trainable_params": sum(each.numel() for each in trained),
         **optimizer.of_layer(trained),
     }
 

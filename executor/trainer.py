@@ -273,6 +273,7 @@ class Trainer:
                 self.layers.dtype(),
                 self._compute_dtype,
                 self.devices[0] if place == "device" else "cpu",
+                self.layers.rows(),
             )
             self._microbatch = looks_of((inputs, targets))
             measured_for, earlier = self._earlier

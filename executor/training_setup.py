@@ -111,7 +111,7 @@ def measured_work(
         devices[0],
         compute=compute,
         autocast=autocast,
-        optimizer=optimizer_bytes(optimizer, weights, compute, place),
+        optimizer=optimizer_bytes(optimizer, weights, compute, place, model.layers.rows()),
         repeats=repeats,
         split=split,
         warm_s=warm_s,

@@ -12,16 +12,18 @@ Size = Callable[[int], str]
 def misfit(curve: MemoryCurve, plan: Plan, size: Size) -> str:
     """One line on a memory that is too small for a plan; `size` writes a number of bytes."""
     holders = ", ".join(f"{what} {size(nbytes)}" for what, nbytes in curve.holders)
-    advice = _for_the_host(curve, plan) if curve.name == HOST else _for_a_device(plan)
+    advice = _for_the_host(curve, plan) if curve.name == HOST else _for_a_device(curve, plan)
     return (
         f"{curve.name} would need {size(curve.peak_bytes)} of {size(curve.limit_bytes)} "
         f"({holders}); use {', '.join(advice)}"
     )
 
 
-def _for_a_device(plan: Plan) -> list[str]:
+def _for_a_device(curve: MemoryCurve, plan: Plan) -> list[str]:
     ops = [op for device in plan.devices for op in device]
-    advice = ["fewer samples or shorter sequences a microbatch"]
+    advice = ["smaller microbatches (more of them, fewer samples or shorter sequences)"]
+    if _holds(curve, "workspace"):
+        advice.append("the feed-forward parts in chunks (--ffn-chunk, of a preset)")
     if any(op.stop - op.first > 1 for op in ops):
         advice.append("a finer cut")
     if plan.weights == "streamed":
@@ -39,9 +41,9 @@ _LARGE = 0.1
 
 
 def _for_the_host(curve: MemoryCurve, plan: Plan) -> list[str]:
-    large = {what for what, nbytes in curve.holders if nbytes > _LARGE * curve.peak_bytes}
     every = {
-        "optimizer state": "states of fewer bits (torchao.optim.AdamW8bit with bf16 weights), LoRA",
+        "optimizer state": "states of fewer bits (torchao.optim.AdamW8bit or "
+        "roundel.executor.low_bit.AdamW4bit, with bf16 weights), LoRA",
         "gradients": "updates on the device, which keep up (optimizer_on device)",
         "boundary activations": "fewer samples a step, whose boundary activations wait there",
         "weights": "resident weights on more devices",
@@ -50,4 +52,9 @@ def _for_the_host(curve: MemoryCurve, plan: Plan) -> list[str]:
         every["weights"] = "a synchronous optimizer, which needs one copy of the weights less"
     if plan.optimizer_on == "device":
         every.pop("gradients")
-    return [advice for what, advice in every.items() if what in large] or ["more host memory"]
+    return [advice for what, advice in every.items() if _holds(curve, what)] or ["more host memory"]
+
+
+def _holds(curve: MemoryCurve, what: str) -> bool:
+    """Whether something holds so much of a memory that less of it would help."""
+    return any(name == what and size > _LARGE * curve.peak_bytes for name, size in curve.holders)

@@ -124,14 +124,18 @@ def _no_winner(comparison: Comparison) -> InputError:
     ]
     if not worst:
         return InputError(f"policy auto: none can run: {next(iter(comparison.refused.values()))}")
-    curve, nearest = min(worst, key=lambda each: each[0].over_share)
-    plan = nearest.policy.plan(nearest.work, 0)
+    ways = {"with weights on the devices": False, "with weights on the host": True}
+    said, short_of = [], set()
+    for where, streams in ways.items():
+        mine = [each for each in worst if isinstance(each[1].policy, Streamed) == streams]
+        if mine:
+            curve, nearest = min(mine, key=lambda each: each[0].over_share)
+            plan = nearest.policy.plan(nearest.work, 0)
+            said.append(f"{where}, {nearest.name}: {misfit(curve, plan, human_bytes)}")
+            short_of.add(curve.name)
     # More microbatches leave the host as much to hold.
-    kind = InputError if curve.name == "host" else NothingFits
-    return kind(
-        f"policy auto: none fits the memory; the nearest is {nearest.name}: "
-        f"{misfit(curve, plan, human_bytes)}"
-    )
+    kind = InputError if short_of == {"host"} else NothingFits
+    return kind(f"policy auto: none fits the memory; the nearest, {'; or '.join(said)}")
 
 
 def save_choice(policy: Policy, microbatches: int, path: Path, about: dict[str, Any]) -> None:

@@ -37,6 +37,9 @@ PROFILE_REPEATS = 10
 PROFILE_WARM_S = 0.5
 """How long a GPU works on it before: its clocks fall under steady work."""
 
+GAPS = 0.02
+"""The share of a device's memory that no plan of `auto` takes: an allocator has gaps."""
+
 CHOICE = "policy.json"
 """Where the policy that `auto` took is written down, beside the checkpoints."""
 
@@ -51,6 +54,7 @@ class Job:
     batches: "Batches"
     model: "Model"
     optimizer: "OptimizerFactory"
+    empty: bool = False
 
     @classmethod
     def of(cls, config: TrainConfig, empty: bool = False) -> "Job":
@@ -60,12 +64,12 @@ class Job:
         """
         from .executor.model_source import (
             check_vocabulary,
+            is_function,
             load_batches,
-            load_model,
             tokenizer_of,
         )
         from .executor.places import find_devices
-        from .executor.training_setup import dtype_of, optimizer_factory
+        from .executor.training_setup import optimizer_factory
 
         part, data, train = config.model, config.data, config.train
         _refuse_to_mix(config)
@@ -81,20 +85,17 @@ class Job:
             seed=train.seed,
             tokenizer=data.tokenizer or tokenizer_of(part.name),
         )
-        dtype = dtype_of(part.dtype)
-        assert dtype is not None
-        model = load_model(
-            part.name,
-            tied=part.tied,
-            dropout=part.dropout,
-            dtype=dtype,
-            seed=train.seed,
-            empty=empty,
-            ffn_chunk=part.ffn_chunk,
-            draw_on=devices[0] if devices[0].type == "cuda" else None,
-        )
+        empty = empty and not is_function(part.name)
+        model = _model(config, devices, empty)
         check_vocabulary(model, batches)
-        return cls(config, policies, devices, batches, model, optimizer)
+        return cls(config, policies, devices, batches, model, optimizer, empty)
+
+    def loaded(self) -> "Job":
+        """This job with its model's weights. Raises InputError where the host cannot hold them."""
+        if not self.empty:
+            return self
+        model = _model(self.config, self.devices, empty=False)
+        return replace(self, model=model, empty=False)
 
     @property
     def microbatches(self) -> int:
@@ -161,7 +162,11 @@ class Job:
             work = self._measured_if_it_fits()
         with busy("simulating", console) as status:
             told = status.update if status else lambda what: None
-            return choose(work, self.policies, console, told), work
+            room = work
+            if self.devices[0].type == "cuda":
+                room = with_gaps(work)
+                say(console, f"{GAPS:.0%} of each GPU's memory is left to its allocator")
+            return choose(room, self.policies, console, told), work
 
     def _measured_if_it_fits(self) -> "Work":
         from .executor.training_setup import explain, is_out_of_memory
@@ -283,6 +288,40 @@ class Job:
             f"{counted(self.config.train.batch, 'sample')} in "
             f"{counted(self.microbatches, 'microbatch')}"
         )
+
+
+def with_gaps(work: Work) -> Work:
+    """The same work with a little less memory on the devices."""
+    most = min(device.memory_bytes for device in work.machine.devices)
+    return replace(work, machine=work.machine.with_memory(int(most * (1 - GAPS))))
+
+
+def _model(config: TrainConfig, devices: "Devices", empty: bool) -> "Model":
+    from .executor.model_source import load_model
+    from .executor.training_setup import dtype_of, explain, is_out_of_memory
+
+    part = config.model
+    dtype = dtype_of(part.dtype)
+    assert dtype is not None
+    try:
+        return load_model(
+            part.name,
+            tied=part.tied,
+            dropout=part.dropout,
+            dtype=dtype,
+            seed=config.train.seed,
+            empty=empty,
+            ffn_chunk=part.ffn_chunk,
+            draw_on=devices[0] if devices[0].type == "cuda" else None,
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = explain(error).partition(";")[0]
+        advice = "use a smaller model, or weights of fewer bytes (--dtype bfloat16)"
+        raise InputError(
+            f"model: {part.name}: no room for its weights: {reason}; {advice}"
+        ) from None
 
 
 def _short(source: str) -> str:

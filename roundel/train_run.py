@@ -11,7 +11,7 @@ from .analysis.chrome import write_chrome_trace
 from .analysis.files import output_path, writing
 from .analysis.units import human_rate
 from .traces.errors import InputError
-from .train import LogSection, TrainConfig
+from .train import AUTO, LogSection, TrainConfig
 from .train_job import Job
 from .train_log import TrainLog
 from .train_progress import Display, busy, say, stopping
@@ -29,9 +29,12 @@ def run_training(config: TrainConfig, debug: bool = False) -> int:
     with busy("loading", console):
         from .executor.places import sharing_cores
 
-        job = Job.of(config)
+        # What does not fit is to be known before there are weights.
+        job = Job.of(config, empty=config.policy.name == AUTO)
     with sharing_cores(job.devices):
         job, policy, work = job.settled(console)
+        with busy("loading", console):
+            job = job.loaded()
         with job.trainer(policy, work) as trainer:
             first = job.resumed(trainer, console)
             say(console, job.summary(policy))

@@ -37,15 +37,29 @@ def test_states_of_few_bits() -> None:
     )
 
 
+def test_states_of_tables_have_more_bits() -> None:
+    toy.torchao_optimizers()
+    from roundel.executor.low_bit import AdamW4bit
+
+    optimizer = partial(AdamW4bit, table_rows=1000)
+    found = optimizer_bytes(optimizer, torch.bfloat16, None, rows=[64, 1000])
+    assert found.state <= 1.125
+    assert list(found.by_rows) == [1000]
+    assert 2 <= found.by_rows[1000] <= 2.25
+    assert optimizer_bytes(optimizer, torch.bfloat16, None, rows=[64]).by_rows == {}
+
+
 def test_what_a_layer_costs() -> None:
+    weights = [torch.empty(100), torch.empty(3, 100)]
     one_by_one = OptimizerBytes(1.25, room=16, at_once=False)
-    assert one_by_one.of_layer([100, 300]) == {
+    assert one_by_one.of_layer(weights) == {
         "optimizer_bytes": 500,
         "update_workspace_bytes": 4800,
     }
-    assert one_by_one._replace(most=200).of_layer([100, 300])["update_workspace_bytes"] == 3200
+    assert one_by_one._replace(most=200).of_layer(weights)["update_workspace_bytes"] == 3200
+    assert one_by_one._replace(by_rows={3: 2.25}).of_layer(weights)["optimizer_bytes"] == 800
     together = OptimizerBytes(12, room=2, converted=4)
-    assert together.of_layer([100, 300])["update_workspace_bytes"] == 2400
+    assert together.of_layer(weights)["update_workspace_bytes"] == 2400
     assert together.of_layer([]) == {"optimizer_bytes": 0, "update_workspace_bytes": 0}
 
 

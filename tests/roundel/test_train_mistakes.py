@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,10 +28,52 @@ def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: P
     code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
     assert code == 2
     assert "no winner: none of these policies fits the memory" in out
-    assert err.startswith("roundel: policy auto: none fits the memory; the nearest is ")
+    start = "roundel: policy auto: none fits the memory; the nearest, with weights on the devices, "
+    assert err.startswith(start)
+    assert "; or with weights on the host, " in err
     assert "would need" in err
     assert "of 97.7 KiB (" in err
-    assert "; use fewer samples or shorter sequences a microbatch" in err
+    assert "smaller microbatches (more of them, fewer samples or shorter sequences)" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("memory", "made"), [("1MiB", [True]), ("64MiB", [True, False])])
+def test_auto_makes_weights_only_when_a_plan_fits(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: Path,
+    memory: str,
+    made: list[bool],
+) -> None:
+    from roundel.executor import model_source
+
+    empty, load = [], model_source.load_model
+
+    def noted(*given: Any, **options: Any) -> Any:
+        empty.append(options["empty"])
+        return load(*given, **options)
+
+    monkeypatch.setattr(model_source, "load_model", noted)
+    line = f"{SMALL.format(text=text)} --steps 1 --optimizer-on host --host-memory {memory}"
+    code, _, err = run(capsys, f"{line} --memory 1MB")
+    assert empty == made, err
+    assert code == (0 if len(made) == 2 else 2)
+
+
+def test_weights_that_the_host_cannot_hold_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: Path
+) -> None:
+    from roundel.executor import model_source
+
+    def full(*given: Any, **options: Any) -> Any:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+
+    monkeypatch.setattr(model_source, "load_model", full)
+    code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy gpipe --steps 1")
+    assert code == 2
+    assert err.startswith("roundel: model: decoder-tiny: no room for its weights: ")
     assert err.count("\n") == 1
 
 
