@@ -60,27 +60,47 @@ class Outcome:
 
 
 def outcome(case: Case, context: int) -> Outcome:
-    """Round-robin's own plan where that fits the GPU, else one layer a visit, the least there is.
+    """The quickest plan that fits the GPU: in one round or several, by round-robin's own cut or
+    one layer a visit, the least there is. Where none fits, what needs the least of the GPU.
 
-    A microbatch is one sequence, a step one round; gradients that are clipped together all wait on
-    the host. Raises InputError for sizes out of range.
+    A microbatch is one sequence; gradients that are clipped together all wait on the host. Raises
+    InputError for sizes out of range.
     """
-    least = simulated(case, context, size=1)
-    own = simulated(case, context) if least.fits else least
-    return own if own.fits else least
+    least = [simulated(case, context, 1, each) for each in rounds_of(case)]
+    fitting = [
+        plan
+        for each, small in zip(rounds_of(case), least, strict=True)
+        if small.fits
+        for plan in (small, simulated(case, context, 0, each))
+        if plan.fits
+    ]
+    if fitting:
+        return max(fitting, key=lambda each: each.tokens_per_s)
+    return min(least, key=lambda each: each.device_bytes)
+
+
+def rounds_of(case: Case) -> tuple[int | None, ...]:
+    """How many microbatches a round has at the least: all; so many that uploads hide; one."""
+    return (case.microbatches, None, 1) if case.microbatches > 1 else (1,)
+
+
+def _most_and_fewest(case: Case) -> set[int | None]:
+    return {rounds_of(case)[0], rounds_of(case)[-1]}
 
 
 def leanest(case: Case, context: int) -> Outcome:
     """The plan that fits the GPU with the least host memory, of `outcome`'s and of even cuts.
 
-    Larger visits keep more on the GPU, and fewer of their inputs on the host.
+    Larger visits keep more on the GPU, and fewer of their inputs on the host; so do rounds of fewer
+    microbatches.
     """
     best = outcome(case, context)
-    for size in range(1, MODELS[case.model]["num_hidden_layers"] + 1):
-        other = simulated(case, context, size)
-        if not other.fits:
-            break
-        best = min(best, other, key=lambda each: each.host_bytes)
+    for each in _most_and_fewest(case):
+        for size in range(1, MODELS[case.model]["num_hidden_layers"] + 1):
+            other = simulated(case, context, size, each)
+            if not other.fits:
+                break
+            best = min(best, other, key=lambda each: each.host_bytes)
     return best
 
 
@@ -89,16 +109,19 @@ def longest(case: Case) -> int:
     low, high = 0, MOST // K
     while low < high:
         middle = (low + high + 1) // 2
-        fits = simulated(case, middle * K, size=1).fits
+        fits = any(simulated(case, middle * K, 1, each).fits for each in _most_and_fewest(case))
         low, high = (middle, high) if fits else (low, middle - 1)
     return low * K
 
 
 @lru_cache(maxsize=4096)
-def simulated(case: Case, context: int, size: int = 0) -> Outcome:
-    """A step with `size` blocks a visit and the head alone, or (0) with round-robin's own cut."""
+def simulated(case: Case, context: int, size: int = 0, rounds: int | None = 0) -> Outcome:
+    """A step with `size` blocks a visit and the head alone, or (0) with round-robin's own cut.
+
+    `rounds`: microbatches of a round at the least, as `RoundRobin.round_size`; 0: all.
+    """
     trace = trace_of(case.model, context, case.rank, case.head_in_loss, case.hugging_face)
-    policy = roundel.RoundRobin(round_size=case.microbatches, clip=True)
+    policy = roundel.RoundRobin(round_size=case.microbatches if rounds == 0 else rounds, clip=True)
     if case.low_bit:
         trace = with_low_bit_states(trace, case.model)
         policy = replace(policy, clip=False, optimizer_on="device")

@@ -30,7 +30,8 @@ def draw(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str | Path, 
     path = picture_path(path)
     page = Page.blank(40 + 480 * max(2, len(panels)), 500)
     page.text(14, 14, title, 18, weight="bold")
-    about = "simulated; a dot: the GPU's 24 GiB are full there, and more host memory does not help"
+    full = "a dot: the GPU's 24 GiB are full there, and more host memory does not help"
+    about = f"simulated, plans with the least host memory; {full}"
     page.text(14, 41, about, 14, color="#333333")
     names = dict.fromkeys(name for models in panels.values() for name in models)
     colours = dict(zip(names, COLOURS, strict=False))
