@@ -54,7 +54,11 @@ Partition = Annotated[
 ]
 RecomputeOption = Annotated[
     Recompute | None,
-    typer.Option("--recompute", help="Recompute activations.", rich_help_panel=POLICY),
+    typer.Option(
+        "--recompute",
+        help="Recompute activations; needed: but none right behind its forward.",
+        rich_help_panel=POLICY,
+    ),
 ]
 Chunks = Annotated[
     int | None,
