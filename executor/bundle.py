@@ -1,4 +1,4 @@
-"""Bundle: tensors that lie one behind the other, to be copied as one."""
+"""Bundle: tensors that move together, one behind the other, to be copied by few calls."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,23 +7,39 @@ from torch import Tensor
 
 from .layers import Layout
 
+Memory = Callable[[int], Tensor]
+"""Makes so many bytes."""
+
 
 class Bundle:
-    """Places for tensors in one piece of memory: `flat`, of bytes, and `views` of it."""
+    """Places for tensors, `views`, in few pieces of memory, `flats`, one for each of the layouts.
 
-    def __init__(self, layout: Layout, flat: Tensor) -> None:
-        self.layout, self.flat = layout, flat
-        self.views = list(layout.views(flat).values())
+    The names in the layouts are the tensors' numbers.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], memory: Memory) -> None:
+        self.layouts = layouts
+        self.flats = [memory(layout.nbytes) for layout in layouts]
+        named: dict[str, Tensor] = {}
+        for layout, flat in zip(layouts, self.flats, strict=True):
+            named |= layout.views(flat)
+        self.views = [named[str(number)] for number in range(len(named))]
 
     @classmethod
-    def like(cls, parts: Sequence[Tensor], memory: Callable[[int], Tensor]) -> "Bundle":
-        """Places for tensors like these; `memory` makes so many bytes."""
-        layout = Layout.of({str(number): part for number, part in enumerate(parts)}, None)
-        return cls(layout, memory(layout.nbytes))
+    def like(cls, parts: Sequence[Tensor], apart: int, memory: Memory) -> "Bundle":
+        """Places for tensors like these: the first `apart` in one piece, the others by dtype.
 
-    def there(self, memory: Callable[[int], Tensor]) -> "Bundle":
+        So what lies in a piece may be saved as it is: torch saves no memory of several dtypes.
+        """
+        groups: dict[object, dict[str, Tensor]] = {}
+        for number, part in enumerate(parts):
+            key = "apart" if number < apart else part.dtype
+            groups.setdefault(key, {})[str(number)] = part
+        return cls([Layout.of(group, None) for group in groups.values()], memory)
+
+    def there(self, memory: Memory) -> "Bundle":
         """A copy elsewhere, made on the current stream; nobody waits."""
-        copy = Bundle(self.layout, memory(self.layout.nbytes))
+        copy = Bundle(self.layouts, memory)
         copy.take_all(self)
         return copy
 
@@ -40,8 +56,8 @@ class Bundle:
             part.data_ptr() == view.data_ptr() for part, view in zip(parts, self.views, strict=True)
         )
 
+    @torch.no_grad()
     def take_all(self, other: "Bundle") -> None:
-        """Copy what another one of the same layout has."""
-        if len(self.flat):
-            with torch.no_grad():
-                self.flat.copy_(other.flat, non_blocking=True)
+        """Copy what another one of the same layouts has."""
+        for mine, flat in zip(self.flats, other.flats, strict=True):
+            mine.copy_(flat, non_blocking=True)

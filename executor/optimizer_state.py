@@ -1,6 +1,7 @@
 """An optimizer's state and groups with names in the place of parameters, to and from a file."""
 
 import pickle
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 
 from ..traces.errors import InputError, shown
 from .masters import Masters
-from .values import map_tensors
+from .quantised import parts_of, rebuilt
+from .values import map_tensors, tensors_of
 from .weight_file import every_name
+
+MOSTLY = 0.9
+"""Memory of which so much is to be saved is saved as it is, not a copy."""
 
 HOW = {"params", "fused", "foreach", "capturable", "differentiable"}
 """Options of a group that say how an update is computed, which a trainer decides for itself."""
@@ -30,7 +35,7 @@ def save_optimizer(masters: Masters, path: Path) -> None:
     ]
     state = {names.get(key, key): each for key, each in optimizer.state.items()}
     with path.open("wb") as file:  # Given a path, torch does not say why it cannot write there.
-        torch.save(map_tensors(_alone, {"groups": groups, "state": state}), file)
+        torch.save(_to_save({"groups": groups, "state": state}), file)
     try:
         torch.load(path, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -40,10 +45,25 @@ def save_optimizer(masters: Masters, path: Path) -> None:
         ) from None
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor on the host, with nothing else in its memory."""
-    tensor = tensor.detach().cpu()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _to_save(value: Any) -> Any:
+    """The value with tensors on the host, and with nothing else in their memory.
+
+    Torch saves all of the memory that a tensor lies in, and none that tensors of several dtypes do.
+    """
+    used: dict[int, int] = defaultdict(int)
+    dtypes: dict[int, set[torch.dtype]] = defaultdict(set)
+    for part in (part for tensor in tensors_of(value) for part in parts_of(tensor)):
+        used[part.untyped_storage().data_ptr()] += part.nbytes
+        dtypes[part.untyped_storage().data_ptr()].add(part.dtype)
+
+    def alone(part: Tensor) -> Tensor:
+        if part.device.type != "cpu":
+            return part.detach().cpu()
+        place, size = part.untyped_storage().data_ptr(), part.untyped_storage().nbytes()
+        ours = used[place] >= MOSTLY * size and len(dtypes[place]) == 1
+        return part.detach() if ours else part.detach().clone()
+
+    return map_tensors(lambda tensor: rebuilt(tensor, alone), value)
 
 
 class OptimizerFile:

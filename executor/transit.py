@@ -18,9 +18,9 @@ from .values import copy_each, read_on_current_stream
 class Transit:
     """Brings a layer's states to a device and, with the new weights, back to where they were.
 
-    A layer's have their place on the host for good, in one piece of memory, so that a step takes no
-    new memory there and one copy brings all. Masters that lie in what uploads read are not brought
-    up: the visit's own copy is updated in their stead.
+    A layer's have their place on the host for good, in few pieces of memory, so that a step takes
+    no new memory there and few copies bring all. Masters that lie in what uploads read are not
+    brought up: the visit's own copy is updated in their stead.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Transit:
         parts = self._parts(layer)
         home = self._homes.get(layer)
         if home is None or not home.holds(parts):
-            home = self._homes[layer] = Bundle.like(parts, self._on_host)
+            home = self._new_home(layer, parts)
             copy_each(list(zip(home.views, parts, strict=True)))
 
         def room(nbytes: int) -> Tensor:
@@ -54,8 +54,13 @@ class Transit:
         self._sent[layer] = home.there(room)
         self._put(layer, self._sent[layer])
 
-    def _on_host(self, nbytes: int) -> Tensor:
-        return host_bytes(nbytes, self._pin)
+    def _new_home(self, layer: int, parts: list[Tensor]) -> Bundle:
+        def room(nbytes: int) -> Tensor:
+            return host_bytes(nbytes, self._pin)
+
+        # Masters are saved with the weights, states without them.
+        self._homes[layer] = Bundle.like(parts, len(self._moving(layer)), room)
+        return self._homes[layer]
 
     def _parts(self, layer: int) -> list[Tensor]:
         """The plain tensors that move: a layer's masters that are not lent, and its states."""
@@ -117,7 +122,7 @@ class Transit:
         parts, sent = self._parts(layer), self._sent.pop(layer)
         home = self._homes[layer]
         if not home.fits(parts):
-            home = self._homes[layer] = Bundle.like(parts, self._on_host)
+            home = self._new_home(layer, parts)
         if sent.holds(parts):
             home.take_all(sent)
         else:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,15 @@ def choose(
     report.print_comparison(console, comparison, [], misfits=False)
     if comparison.winner is None:
         raise _no_winner(comparison)
-    return comparison.winner
+    return _with_its_cut(comparison.winner, work)
+
+
+def _with_its_cut(policy: Policy, work: Work) -> Policy:
+    """The policy with the cut that it was simulated with, which it is not to look for again."""
+    if not isinstance(policy, Streamed):
+        return policy
+    cut = policy.cut(work)
+    return replace(policy, partition=cut.forward, backward_partition=cut.backward)
 
 
 def _no_winner(comparison: Comparison) -> InputError:

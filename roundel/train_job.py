@@ -292,8 +292,11 @@ class Job:
 
 def with_gaps(work: Work) -> Work:
     """The same work with a little less memory on the devices."""
-    most = min(device.memory_bytes for device in work.machine.devices)
-    return replace(work, machine=work.machine.with_memory(int(most * (1 - GAPS))))
+    devices = tuple(
+        each.model_copy(update={"memory_bytes": int(each.memory_bytes * (1 - GAPS))})
+        for each in work.machine.devices
+    )
+    return replace(work, machine=work.machine.model_copy(update={"devices": devices}))
 
 
 def _model(config: TrainConfig, devices: "Devices", empty: bool) -> "Model":

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,7 +15,9 @@ from roundel.executor.host_memory import host_bytes
 from roundel.executor.layers import Layers, WeightCopy
 from roundel.executor.masters import Masters
 from roundel.executor.optimizer_bytes import OptimizerBytes
+from roundel.executor.optimizer_state import _to_save
 from roundel.executor.trainer import Trainer
+from roundel.executor.values import tensors_of
 from roundel.policies.plan import Optimizer
 from roundel.policies.streamed import Streamed
 
@@ -131,6 +134,50 @@ def test_states_of_four_bits_pass_through_a_device() -> None:
     assert got[0] == expected[0]
     for each, other in zip(got[1], expected[1], strict=True):
         assert torch.equal(each, other)
+
+
+def test_states_of_four_bits_are_saved_and_go_on(tmp_path: Path) -> None:
+    torchao = toy.torchao_optimizers()
+    numbers = torch.Generator().manual_seed(3)
+    x, y = torch.randn(2, 8, 64, generator=numbers).to(torch.bfloat16)
+
+    def made() -> Trainer:
+        torch.manual_seed(2)
+        return Trainer(
+            [nn.Linear(64, 64).to(torch.bfloat16) for _ in range(2)],
+            mse,
+            policy=roundel.RoundRobin((1,), (1, 1), optimizer_on="device"),
+            optimizer=partial(torchao.AdamW4bit, lr=1e-2),
+            devices=toy.devices(1),
+            microbatches=1,
+        )
+
+    with made() as trainer:
+        for _ in range(2):
+            trainer.step(x, y)
+        trainer.save(tmp_path)
+        expected = [trainer.step(x, y).loss for _ in range(2)]
+    with made() as trainer:
+        assert trainer.load(tmp_path) == 2
+        assert [trainer.step(x, y).loss for _ in range(2)] == expected
+
+
+def test_states_that_lie_together_are_saved_without_a_copy() -> None:
+    """A layer's states have memory of their own, which a checkpoint takes as it is."""
+    layers: list[nn.Module] = [nn.Linear(64, 64) for _ in range(2)]
+    policy = roundel.RoundRobin((1,), (1, 1), optimizer_on="device")
+    options = {"policy": policy, "devices": toy.devices(1), "microbatches": 1}
+    with Trainer(layers, mse, optimizer=toy.ADAMW, **options) as trainer:  # type: ignore[arg-type]
+        for _ in range(2):
+            trainer.step(torch.ones(2, 64), torch.zeros(2, 64))
+        trainer.flush()
+        state = {str(id(each)): kept for each, kept in trainer.optimizer.state.items()}
+        before = [each for each in tensors_of(state) if each.ndim]
+        after = [each for each in tensors_of(_to_save(state)) if each.ndim]
+    assert len(before) == 8
+    assert [each.data_ptr() for each in before] == [each.data_ptr() for each in after]
+    one = {"moment": before[0]}
+    assert _to_save(one)["moment"].untyped_storage().nbytes() == before[0].nbytes
 
 
 def test_what_goes_up_and_what_does_not() -> None:

@@ -1,9 +1,11 @@
 """What `auto` compares."""
 
 import pytest
+from rich.console import Console
 
 import roundel
-from roundel.auto import candidates, microbatch_counts
+from roundel.auto import candidates, choose, microbatch_counts
+from roundel.traces.machine import ideal_machine
 
 
 def test_round_robin_in_several_places_and_rounds() -> None:
@@ -49,3 +51,18 @@ def test_microbatches_double_until_each_has_one_sample() -> None:
     assert microbatch_counts(4, 6) == [4, 6]
     assert microbatch_counts(2, 16) == [2, 4, 8, 16]
     assert microbatch_counts(3, 3) == [3]
+
+
+def test_what_is_chosen_keeps_the_cut_that_it_was_simulated_with() -> None:
+    """Also where it is planned anew with more memory, whose best cut takes more of it."""
+    trace = roundel.api.load_trace("qwen3-1.7b-rtx4090")
+    work = roundel.make_work(
+        trace, microbatches=8, machine=ideal_machine(1).with_memory(12 * 2**30)
+    )
+    winner = choose(work, {"it": roundel.RoundRobin()}, Console(quiet=True), lambda what: None)
+    cut = roundel.RoundRobin().cut(work)
+    assert isinstance(winner, roundel.RoundRobin)
+    assert (winner.partition, winner.backward_partition) == (cut.forward, cut.backward)
+    resident = roundel.GPipe()
+    free = roundel.make_work(trace, microbatches=8, machine=ideal_machine(1))
+    assert choose(free, {"it": resident}, Console(quiet=True), lambda what: None) is resident
