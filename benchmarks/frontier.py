@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from rich.console import Console
+from training_common import cap_memory
 
 from roundel.analysis.chrome import write_chrome_trace
 from roundel.analysis.metrics import measure
@@ -148,7 +150,7 @@ def train(
 ) -> tuple[dict[str, Any], Any]:
     """Train on one batch again and again; returns what was measured and the last timeline."""
     on_gpu = job.devices[0].type == "cuda"
-    losses, seconds = [], []
+    losses, seconds, before = [], [], 0
     with job.trainer(policy, work) as trainer:
         batch = job.batches.batch(0)
         for _ in range(arguments.steps):
@@ -158,6 +160,7 @@ def train(
             losses.append(result.loss)
             print(f"loss {result.loss:.4f}, {seconds[-1]:.2f} s", flush=True)
             if on_gpu and len(losses) == 1 and arguments.steps > 1:
+                before = max(map(torch.cuda.max_memory_reserved, job.devices))
                 count_peaks_anew(job.devices)  # The first step also measures the layers.
         timeline = result.timeline
     if on_gpu:
@@ -169,9 +172,10 @@ def train(
     return {
         "losses": losses,
         "step_s": seconds,
-        "tokens_per_s": tokens / min(seconds[1:] or seconds),
+        "tokens_per_s": tokens / mean(seconds[1:] or seconds),
         "gpu_allocated_bytes": peaks[0] if on_gpu else None,
         "gpu_reserved_bytes": peaks[1] if on_gpu else None,
+        "gpu_reserved_bytes_by_the_first_step": before or None,
         "timeline": measure(timeline).to_json(policy_name(policy)),
     }, timeline
 
@@ -180,7 +184,7 @@ def print_table(predicted: Simulation, done: dict[str, Any], host_bytes: int) ->
     """What was predicted beside what happened."""
     metrics = predicted.metrics
     rows = [
-        ("step, s", metrics.step_s, min(done["step_s"][1:] or done["step_s"])),
+        ("step, s", metrics.step_s, mean(done["step_s"][1:] or done["step_s"])),
         ("tokens/s", metrics.tokens_per_s, done["tokens_per_s"]),
         ("GPU memory, GiB", *_gib(max(metrics.peak_memory_bytes), done["gpu_allocated_bytes"])),
         ("host memory, GiB", *_gib(metrics.peak_host_memory_bytes, host_bytes)),
@@ -235,18 +239,23 @@ def main() -> None:
     }
     print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     host = HostMemory()
+    for name in arguments.devices.split(","):
+        cap_memory(arguments, torch.device(name))  # What is measured before is to fit, too.
     with host.watched():
         sequence = longest(arguments) if arguments.longest else arguments.sequence
         work = job_of(arguments, sequence, empty=True).measured(repeats=3, split=False)
-        start = time.perf_counter()
-        job = job_of(arguments, sequence, empty=False)
-        loading_s = time.perf_counter() - start
+        job = job_of(arguments, sequence, empty=True)
         policy = planned(with_gaps(work), job, arguments)
         predicted = simulate_work(work, policy)
+        start = time.perf_counter()
+        job = job.loaded()
+        loading_s = time.perf_counter() - start
         print(f"context {sequence:,}; made in {loading_s:.0f} s; {policy!r}", flush=True)
         done, timeline = train(job, work, policy, arguments)
     print_table(predicted, done, host.peak_bytes)
-    draw_timeline(timeline, arguments.out / "step.png")
+    gpu = f"{about['gpu']} capped at {arguments.memory}"
+    title = f"{arguments.model}, {sequence:,} tokens a sequence, {gpu}: {timeline.name}"
+    draw_timeline(timeline, arguments.out / "step.png", title)
     write_chrome_trace(timeline, arguments.out / "step.json.gz")
     figures = {
         "about": about,

@@ -201,7 +201,8 @@ def _hugging_face_model(
     make = transformers.AutoModelForCausalLM
     if has_weights:
         return make.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return make.from_config(config).to(dtype)
+    # Not by `to` afterwards, which would round the rotary frequencies, and hold all weights twice.
+    return make.from_config(config, dtype=dtype)
 
 
 @contextmanager
