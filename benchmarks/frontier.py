@@ -78,7 +78,7 @@ def _host_in_use() -> int:
     return (kib["MemTotal"] - kib["MemAvailable"]) * 1024
 
 
-def job_of(arguments: argparse.Namespace, sequence: int, empty: bool) -> Job:
+def job_of(arguments: argparse.Namespace, sequence: int) -> Job:
     """The training, as `roundel train` makes it."""
     settings: dict[tuple[str, str], Any] = {
         ("model", "name"): arguments.model,
@@ -100,7 +100,7 @@ def job_of(arguments: argparse.Namespace, sequence: int, empty: bool) -> Job:
         ("train", "host_memory"): arguments.host_memory,
     }
     flags = {("--" + field, section, field): each for (section, field), each in settings.items()}
-    return Job.of(read_config(None, flags), empty=empty)
+    return Job.of(read_config(None, flags), empty=True)
 
 
 def planned(work: Work, job: Job, arguments: argparse.Namespace) -> Policy:
@@ -112,7 +112,7 @@ def planned(work: Work, job: Job, arguments: argparse.Namespace) -> Policy:
 
 def fits(arguments: argparse.Namespace, sequence: int) -> bool:
     """Whether any of the policies fits at this context."""
-    job = job_of(arguments, sequence, empty=True)
+    job = job_of(arguments, sequence)
     try:
         work = with_gaps(job.measured(repeats=1, split=False))
     except Exception as error:
@@ -243,8 +243,8 @@ def main() -> None:
         cap_memory(arguments, torch.device(name))  # What is measured before is to fit, too.
     with host.watched():
         sequence = longest(arguments) if arguments.longest else arguments.sequence
-        work = job_of(arguments, sequence, empty=True).measured(repeats=3, split=False)
-        job = job_of(arguments, sequence, empty=True)
+        job = job_of(arguments, sequence)
+        work = job.measured(repeats=3, split=False)
         policy = planned(with_gaps(work), job, arguments)
         predicted = simulate_work(work, policy)
         start = time.perf_counter()

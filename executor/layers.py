@@ -71,15 +71,13 @@ class Layers:
             for name, parameter in self.owned_by(layer).items():
                 yield self.names[layer][name], parameter
 
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Every parameter that is trained, once."""
+        return (each for _, each in self.named_parameters() if each.requires_grad)
+
     def dtype(self) -> torch.dtype:
         """Of the first parameter that is trained; of models with several it stands for all."""
-        trained = (each.dtype for _, each in self.named_parameters() if each.requires_grad)
-        return next(trained, torch.float32)
-
-    def rows(self) -> set[int]:
-        """How many rows the matrices that are trained have."""
-        trained = (each for _, each in self.named_parameters() if each.requires_grad)
-        return {each.shape[0] for each in trained if each.ndim == 2}
+        return next((each.dtype for each in self.trained()), torch.float32)
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Every persistent buffer, named after the parameters of its layer."""

@@ -34,7 +34,7 @@ from .masters import Masters, OptimizerFactory
 from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
-from .optimizer_bytes import OptimizerBytes, optimizer_bytes
+from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .places import gpus_of, host_memory, threads_of_updates
 from .program_tables import ProgramTables
 from .run import Run
@@ -273,7 +273,7 @@ class Trainer:
                 self.layers.dtype(),
                 self._compute_dtype,
                 self.devices[0] if place == "device" else "cpu",
-                self.layers.rows(),
+                map(rows_of, self.layers.trained()),
             )
             self._microbatch = looks_of((inputs, targets))
             measured_for, earlier = self._earlier

@@ -15,7 +15,7 @@ from .masters import OptimizerFactory
 from .measure import Told, measure_layers
 from .measure_machine import measure_machine
 from .model_source import Model
-from .optimizer_bytes import optimizer_bytes
+from .optimizer_bytes import optimizer_bytes, rows_of
 from .training_loop import Batches
 from .values import batch_size, split_batch
 
@@ -100,6 +100,7 @@ def measured_work(
     """The work of a step on these devices: what layers and machine cost, measured now."""
     weights = model.layers.dtype()
     place = devices[0] if "device" in updates_on else "cpu"
+    matrices = map(rows_of, model.layers.trained())
     inputs, targets = batches.batch(0)
     rows = -(-batch_size(inputs) // microbatches)  # Those of the largest microbatch.
     part, goal = (split_batch(value, [0, rows])[0] for value in (inputs, targets))
@@ -111,7 +112,7 @@ def measured_work(
         devices[0],
         compute=compute,
         autocast=autocast,
-        optimizer=optimizer_bytes(optimizer, weights, compute, place, model.layers.rows()),
+        optimizer=optimizer_bytes(optimizer, weights, compute, place, matrices),
         repeats=repeats,
         split=split,
         warm_s=warm_s,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .plan import Place, Plan, Recompute
-from .stages import backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
+from .stages import backward_kinds, cut_stages, looped_homes, ops, resident_plan, weave
 from .work import Work
 
 
@@ -28,19 +28,14 @@ class GPipe:
         """The same plan for every step. Raises InputError when the partition does not fit."""
         kinds = backward_kinds(self.name, self.recompute, "B")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds)
+        stages = cut_stages(self, work, homes, "F" + kinds)
         every = range(work.microbatches)
-        return Plan(
-            tuple(
-                where_needed(
-                    [*ops("F", stage, every), *weave(*(ops(kind, stage, every) for kind in kinds))],
-                    self.recompute,
-                )
+        return resident_plan(
+            self,
+            (
+                [*ops("F", stage, every), *weave(*(ops(kind, stage, every) for kind in kinds))]
                 for stage in stages
             ),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
         )
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:

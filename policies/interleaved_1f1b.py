@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, resident_plan, weave
 from .work import Work
 
 
@@ -35,25 +35,19 @@ class Interleaved1F1B:
         """The same plan for every step. Raises InputError when the partition does not fit."""
         kinds = backward_kinds(self.name, self.recompute, "B")
         homes = looped_homes(self.name, work.devices, self.chunks)
-        spares = self.recompute == "needed"
-        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds, spares_last=spares)
+        stages = cut_stages(self, work, homes, "F" + kinds, spares_last=True)
         rounds = _rounds(work.devices, work.microbatches)
-        return Plan(
-            tuple(
-                where_needed(
-                    _order(
-                        stages[rank :: work.devices],
-                        kinds,
-                        rounds,
-                        self._warm_up(work.devices, work.microbatches, rank),
-                    ),
-                    self.recompute,
+        return resident_plan(
+            self,
+            (
+                _order(
+                    stages[rank :: work.devices],
+                    kinds,
+                    rounds,
+                    self._warm_up(work.devices, work.microbatches, rank),
                 )
                 for rank in range(work.devices)
             ),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
         )
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:

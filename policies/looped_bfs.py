@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, resident_plan, weave
 from .work import Work
 
 
@@ -33,17 +33,13 @@ class LoopedBFS:
         """The same plan for every step. Raises InputError when the partition does not fit."""
         kinds = backward_kinds(self.name, self.recompute, "B")
         homes = looped_homes(self.name, work.devices, self.chunks)
-        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds)
-        return Plan(
-            tuple(
-                where_needed(
-                    _order(stages[rank :: work.devices], kinds, work.microbatches), self.recompute
-                )
+        stages = cut_stages(self, work, homes, "F" + kinds)
+        return resident_plan(
+            self,
+            (
+                _order(stages[rank :: work.devices], kinds, work.microbatches)
                 for rank in range(work.devices)
             ),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
         )
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, resident_plan, weave
 from .work import Work
 
 
@@ -29,19 +29,13 @@ class OneFOneB:
         """The same plan for every step. Raises InputError when the partition does not fit."""
         kinds = backward_kinds(self.name, self.recompute, "B")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        spares = self.recompute == "needed"
-        stages = cut_stages(self.name, work, self.partition, homes, "F" + kinds, spares_last=spares)
-        return Plan(
-            tuple(
-                where_needed(
-                    _order(stage, kinds, work.microbatches, warm_up=work.devices - rank - 1),
-                    self.recompute,
-                )
+        stages = cut_stages(self, work, homes, "F" + kinds, spares_last=True)
+        return resident_plan(
+            self,
+            (
+                _order(stage, kinds, work.microbatches, warm_up=work.devices - rank - 1)
                 for rank, stage in enumerate(stages)
             ),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
         )
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:

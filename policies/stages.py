@@ -2,16 +2,31 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise, zip_longest
-from typing import get_args
+from typing import ClassVar, Protocol, get_args
 
 from ..traces.errors import InputError
 from .balance import balanced_cut
 from .op import Op
-from .plan import Recompute
+from .plan import Place, Plan, Recompute
 from .work import Work
 
 Stage = tuple[int, int]
 """The layers [first, stop) of a stage."""
+
+
+class Fixed(Protocol):
+    """A policy whose stages stay on their devices. Some also have a `weight_share`."""
+
+    name: ClassVar[str]
+
+    @property
+    def partition(self) -> tuple[int, ...] | None: ...
+    @property
+    def recompute(self) -> Recompute: ...
+    @property
+    def optimizer_on(self) -> Place: ...
+    @property
+    def clip(self) -> bool: ...
 
 
 def looped_homes(policy: str, devices: int, chunks: int) -> list[int]:
@@ -22,30 +37,37 @@ def looped_homes(policy: str, devices: int, chunks: int) -> list[int]:
 
 
 def cut_stages(
-    policy: str,
-    work: Work,
-    partition: tuple[int, ...] | None,
-    homes: Sequence[int],
-    kinds: str,
-    weight_share: float | None = None,
-    spares_last: bool = False,
+    policy: Fixed, work: Work, homes: Sequence[int], kinds: str, spares_last: bool = False
 ) -> list[Stage]:
     """The stages of `work`, one for each entry of `homes`, the device that runs it.
 
-    `partition` counts their layers; None takes the balanced cut for ops of `kinds` together.
-    `spares_last`: the last stage recomputes nothing.
-    Raises InputError, naming `policy`, for a partition that does not fit the work.
+    The policy's `partition` counts their layers; None takes the balanced cut for ops of `kinds`
+    together. `spares_last`: in the last stage every backward is right behind its forward, so that
+    it recomputes only what is not `needed`.
+    Raises InputError, naming the policy, for a partition that does not fit the work.
     """
-    layer_ns = _layer_ns(policy, work, kinds, weight_share)
+    partition, share = policy.partition, _weight_share(policy)
+    layer_ns = _layer_ns(policy.name, work, kinds, share)
     if partition is None:
-        _check_enough_layers(policy, work, len(homes))
-        if spares_last:
-            last_ns = _layer_ns(policy, work, kinds.replace("R", ""), weight_share)
+        _check_enough_layers(policy.name, work, len(homes))
+        if spares_last and policy.recompute == "needed":
+            last_ns = _layer_ns(policy.name, work, kinds.replace("R", ""), share)
             partition = _cut_with_other_last(layer_ns, last_ns, homes)
         else:
             partition = balanced_cut(layer_ns, homes)
-    _check_partition(policy, work, partition, len(homes))
+    _check_partition(policy.name, work, partition, len(homes))
     return list(pairwise(accumulate(partition, initial=0)))
+
+
+def resident_plan(policy: Fixed, devices: Iterable[Sequence[Op]]) -> Plan:
+    """The plan of a policy whose stages stay on their devices, which run these ops."""
+    return Plan(
+        tuple(_where_needed(ops, policy.recompute) for ops in devices),
+        late_recompute=policy.recompute == "late",
+        optimizer_on=policy.optimizer_on,
+        clip=policy.clip,
+        weight_share=_weight_share(policy),
+    )
 
 
 def backward_kinds(policy: str, recompute: Recompute, backward: str) -> str:
@@ -56,7 +78,7 @@ def backward_kinds(policy: str, recompute: Recompute, backward: str) -> str:
     return backward if recompute == "none" else "R" + backward
 
 
-def where_needed(ops: Sequence[Op], recompute: Recompute) -> tuple[Op, ...]:
+def _where_needed(ops: Sequence[Op], recompute: Recompute) -> tuple[Op, ...]:
     """A device's ops; of `needed` recomputes those that do not come right behind their forward.
 
     What such a forward saves is still there, and takes no more room than the recompute's.
@@ -80,6 +102,10 @@ def ops(kind: str, stage: Stage, microbatches: Iterable[int]) -> list[Op]:
 def weave(*columns: Sequence[Op | None]) -> list[Op]:
     """The ops of columns, row by row; None, and a column that is shorter, leave a gap."""
     return [op for row in zip_longest(*columns) for op in row if op is not None]
+
+
+def _weight_share(policy: Fixed) -> float | None:
+    return getattr(policy, "weight_share", None)
 
 
 def _cut_with_other_last(

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, weave, where_needed
+from .stages import Stage, backward_kinds, cut_stages, looped_homes, ops, resident_plan, weave
 from .work import Work
 
 
@@ -34,27 +34,13 @@ class ZBH1:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""
         kinds = backward_kinds(self.name, self.recompute, "I")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        stages = cut_stages(
-            self.name,
-            work,
-            self.partition,
-            homes,
-            f"F{kinds}W",
-            self.weight_share,
-            spares_last=self.recompute == "needed",
-        )
-        return Plan(
-            tuple(
-                where_needed(
-                    split_order(stage, kinds, work.microbatches, work.devices - rank, delay=rank),
-                    self.recompute,
-                )
+        stages = cut_stages(self, work, homes, f"F{kinds}W", spares_last=True)
+        return resident_plan(
+            self,
+            (
+                split_order(stage, kinds, work.microbatches, work.devices - rank, delay=rank)
                 for rank, stage in enumerate(stages)
             ),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
-            weight_share=self.weight_share,
         )
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:

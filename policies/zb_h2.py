@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .plan import Place, Plan, Recompute
-from .stages import backward_kinds, cut_stages, looped_homes, where_needed
+from .stages import backward_kinds, cut_stages, looped_homes, resident_plan
 from .work import Work
 from .zb_h1 import split_order
 
@@ -35,33 +35,19 @@ class ZBH2:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""
         kinds = backward_kinds(self.name, self.recompute, "I")
         homes = looped_homes(self.name, work.devices, chunks=1)
-        stages = cut_stages(
-            self.name,
-            work,
-            self.partition,
-            homes,
-            f"F{kinds}W",
-            self.weight_share,
-            spares_last=self.recompute == "needed",
-        )
-        return Plan(
-            tuple(
-                where_needed(
-                    split_order(
-                        stage,
-                        kinds,
-                        work.microbatches,
-                        warm_up=2 * (work.devices - rank) - 1,
-                        delay=2 * rank,
-                    ),
-                    self.recompute,
+        stages = cut_stages(self, work, homes, f"F{kinds}W", spares_last=True)
+        return resident_plan(
+            self,
+            (
+                split_order(
+                    stage,
+                    kinds,
+                    work.microbatches,
+                    warm_up=2 * (work.devices - rank) - 1,
+                    delay=2 * rank,
                 )
                 for rank, stage in enumerate(stages)
             ),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
-            weight_share=self.weight_share,
         )
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .stages import Stage, backward_kinds, cut_stages, ops, where_needed
+from .stages import Stage, backward_kinds, cut_stages, ops, resident_plan
 from .work import Work
 
 Value = tuple[str, int, int]
@@ -39,23 +39,9 @@ class ZBV:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""
         kinds = backward_kinds(self.name, self.recompute, "I")
         homes = [*range(work.devices), *reversed(range(work.devices))]
-        stages = cut_stages(
-            self.name,
-            work,
-            self.partition,
-            homes,
-            f"F{kinds}W",
-            self.weight_share,
-            spares_last=self.recompute == "needed",
-        )
+        stages = cut_stages(self, work, homes, f"F{kinds}W", spares_last=True)
         orders = _orders(stages, work.devices, work.microbatches)
-        return Plan(
-            tuple(where_needed(_with_recompute(order, kinds), self.recompute) for order in orders),
-            late_recompute=self.recompute == "late",
-            optimizer_on=self.optimizer_on,
-            clip=self.clip,
-            weight_share=self.weight_share,
-        )
+        return resident_plan(self, (_with_recompute(order, kinds) for order in orders))
 
     def peak_activations(self, devices: int, microbatches: int, rank: int) -> int:
         """The most microbatches of a stage that device `rank` holds at once, until their W."""
