@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .layers import Layout
+from .values import copy_each
 
 Memory = Callable[[int], Tensor]
 """Makes so many bytes."""
@@ -59,5 +60,4 @@ class Bundle:
     @torch.no_grad()
     def take_all(self, other: "Bundle") -> None:
         """Copy what another one of the same layouts has."""
-        for mine, flat in zip(self.flats, other.flats, strict=True):
-            mine.copy_(flat, non_blocking=True)
+        copy_each(list(zip(self.flats, other.flats, strict=True)))

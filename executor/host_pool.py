@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .host_memory import host_bytes
 from .streams import Mark
-from .values import Value, map_tensors, read_on_current_stream, tensors_of
+from .values import Value, copy_each, map_tensors, read_on_current_stream, tensors_of
 
 
 class HostPool:
@@ -33,7 +33,8 @@ class HostPool:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
         read_on_current_stream(tensor)
         target = self._place(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
-        return target.copy_(tensor.detach(), non_blocking=True)
+        copy_each([(target, tensor.detach())])
+        return target
 
     def _place(self, nbytes: int) -> Tensor:
         with self._lock:

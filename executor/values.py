@@ -13,6 +13,9 @@ from .streams import Stream
 Value = Any
 """A tensor, or a tuple, list or dict of values; other things in it pass through untouched."""
 
+PIECE_BYTES = 64 * 2**20
+"""What a GPU's copy engine does at a time: a small copy that comes behind waits so long at most."""
+
 Gradients = list[Tensor | None]
 """The gradient of each tensor of a value, in order; None where there is none."""
 
@@ -85,12 +88,26 @@ def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Copy the second of each pair to the first: all in one call, for one turn at Python's lock.
 
     Those that are the same memory stay. To or from a GPU it is done in the order of the current
-    stream; nobody waits.
+    stream, and large ones in pieces, for copies on other streams to pass between; nobody waits.
     """
     pairs = [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
+    if pairs and pairs[0][0].device != pairs[0][1].device:
+        pairs = in_pieces(pairs, PIECE_BYTES)
     if pairs:
         targets, sources = zip(*pairs, strict=True)
         torch._foreach_copy_(list(targets), list(sources), non_blocking=True)
+
+
+def in_pieces(pairs: list[tuple[Tensor, Tensor]], nbytes: int) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of the same shape, those that lie in order cut into views of at most `nbytes`."""
+    pieces = []
+    for both in pairs:
+        size = nbytes // max(each.element_size() for each in both)
+        if both[0].numel() > size and all(each.is_contiguous() for each in both):
+            pieces += zip(*(each.view(-1).split(size) for each in both), strict=True)
+        else:
+            pieces.append(both)
+    return pieces
 
 
 def add_each(pairs: list[tuple[Tensor, Tensor]]) -> None:

@@ -1,11 +1,13 @@
 """The policies by name, and a user's own from a file."""
 
+import re
 import traceback
+from ast import literal_eval
 from dataclasses import fields, is_dataclass
 from inspect import isabstract, signature
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from ..traces.errors import InputError, shown
 from .gpipe import GPipe
@@ -41,8 +43,11 @@ POLICIES: dict[str, type] = {
 def make_policy(name: str, **knobs: object) -> Policy:
     """The policy called `name`, or the class of a `file.py:Class`, with its knobs set.
 
+    The name may bring knobs of its own, which come first: "round-robin[optimizer=stale]".
     Raises InputError for an unknown name or knob, and for a file or class that is of no use.
     """
+    name, own = split_knobs(name)
+    knobs |= own
     policy = _find(name)
     known = known_knobs(policy)
     for knob in knobs:
@@ -59,9 +64,37 @@ def make_policy(name: str, **knobs: object) -> Policy:
     return made
 
 
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas between; those in brackets are a name's own."""
+    names = re.split(r",(?![^\[]*\])", text)
+    return [name.strip() for name in names if name.strip()]
+
+
+def split_knobs(text: str) -> tuple[str, dict[str, Any]]:
+    """A policy's name and the knobs that stand behind it: "1f1b[partition=3 4, recompute=late]"."""
+    if not text.endswith("]"):
+        return text, {}
+    name, _, knobs = text[:-1].partition("[")
+    return name.strip(), dict(map(parse_knob, split_names(knobs)))
+
+
+def parse_knob(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; a value of several numbers is a tuple. Raises InputError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InputError(f"a knob is set by NAME=VALUE, got {text!r}")
+    words = value.split()
+    if len(words) > 1 and all(word.isdecimal() for word in words):
+        return name, tuple(map(int, words))
+    try:
+        return name, literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def known_knobs(policy: str | type) -> tuple[str, ...]:
     """The names of a policy's knobs: its dataclass fields."""
-    found = _find(policy) if isinstance(policy, str) else policy
+    found = _find(split_knobs(policy)[0]) if isinstance(policy, str) else policy
     if not is_dataclass(found):
         return ()
     return tuple(knob.name for knob in fields(found) if knob.init)

@@ -16,7 +16,7 @@ from . import report
 from .analytic_command import analytic
 from .api import Comparison, Simulation, compare_work, simulate_work
 from .import_command import import_trace
-from .policies.catalog import POLICIES
+from .policies.catalog import POLICIES, split_names
 from .policies.planning import plan_of
 from .profile_command import profile
 from .published_command import published
@@ -155,7 +155,8 @@ def compare(
         str,
         typer.Option(
             "--policies",
-            help="Names, or file.py:Class, with commas between; or all.",
+            help="Names, or file.py:Class, with commas between, each with knobs of its own where "
+            "they stand behind it: round-robin[optimizer=stale]; or all.",
             rich_help_panel=opt.WORK,
         ),
     ] = "all",
@@ -203,7 +204,7 @@ def compare(
         weight_share,
         own,
     )
-    names = list(POLICIES) if policies == "all" else [name.strip() for name in policies.split(",")]
+    names = list(POLICIES) if policies == "all" else split_names(policies)
     work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
     with _busy("simulating") as status:
         comparison = compare_work(work, opt.policies_of(names, knobs), steps, _say(status))

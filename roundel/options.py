@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .api import make_work
-from .policies.catalog import known_knobs, make_policy
+from .policies.catalog import known_knobs, make_policy, parse_knob
 from .policies.plan import Optimizer, Place, Recompute
 from .policies.policy import Policy
 from .policies.work import Work
@@ -191,19 +191,7 @@ def _parse_partition(text: str | None) -> dict[str, tuple[int, ...]]:
 
 
 def _parse_own(pairs: list[str]) -> dict[str, Any]:
-    knobs = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--set: write NAME=VALUE, got {pair!r}")
-        knobs[name] = _literal(value)
-    return knobs
-
-
-def _literal(text: str) -> Any:
-    from ast import literal_eval
-
     try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        return dict(map(parse_knob, pairs))
+    except InputError as error:
+        raise InputError(f"--set: {error}") from None

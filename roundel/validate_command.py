@@ -17,7 +17,7 @@ from . import train_options as own
 from .analysis.files import make_folder
 from .analysis.timeline_picture import draw_pair
 from .analysis.units import human_bytes, human_seconds, human_share
-from .policies.catalog import POLICIES
+from .policies.catalog import POLICIES, split_names
 from .policies.policy import Policy
 from .policies.work import Work
 from .profile_command import measured, print_profile
@@ -38,7 +38,8 @@ def validate_command(
         str,
         typer.Option(
             "--policies",
-            help="Names or file.py:Class, with commas between.",
+            help="Names or file.py:Class, with commas between, each with knobs of its own where "
+            "they stand behind it: round-robin[optimizer=stale].",
             rich_help_panel=opt.POLICY,
         ),
     ] = DEFAULT,
@@ -110,7 +111,7 @@ def validate_command(
 
 
 def _names(text: str) -> list[str]:
-    names = [each.strip() for each in text.split(",") if each.strip()]
+    names = split_names(text)
     if names == ["all"]:
         return list(POLICIES)
     twice = [name for name in names if names.count(name) > 1]
