@@ -16,7 +16,7 @@ from .layers import Layers, WeightCopy
 from .masters import Masters
 from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
-from .streams import CpuMark, Stream, mark_now
+from .streams import CpuMark, Stream, mark_now, wait_asleep
 from .transit import Transit
 from .values import Value, copied, detached, moved, read_on_current_stream, tensors_of
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
@@ -298,7 +298,7 @@ class StepEngine:
         grads, pool = self._staged.pop(task), self._machinery.on_host
         copies = {name: pool.copy(grad) for name, grad in grads.items()}
         if self._machinery.devices[device].type == "cuda":
-            torch.cuda.current_stream().synchronize()
+            wait_asleep()
         self._book.add(layer, copies, task)
 
     def _spent(self, gradients: Value) -> None:

@@ -1,6 +1,7 @@
 """Values: what passes between layers, a tensor or nested tuples, lists and dicts of them."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -8,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .streams import Stream
+from .places import gpus_of
+from .streams import Mark, Stream, mark_now
 
 Value = Any
 """A tensor, or a tuple, list or dict of values; other things in it pass through untouched."""
 
-PIECE_BYTES = 64 * 2**20
-"""What a GPU's copy engine does at a time: a small copy that comes behind waits so long at most."""
+PIECE_BYTES, PIECES_AHEAD = 64 * 2**20, 2
+"""Large copies between host and GPU: how much at a time, and how many pieces are under way at once.
+
+Streams share copy engines and the queues before them: what another one copies meanwhile waits for
+all that is under way."""
 
 Gradients = list[Tensor | None]
 """The gradient of each tensor of a value, in order; None where there is none."""
@@ -85,29 +90,47 @@ def copied(value: Value, device: torch.device, reader: Stream) -> Value:
 
 
 def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second of each pair to the first: all in one call, for one turn at Python's lock.
+    """Copy the second of each pair to the first, in few calls, for few turns at Python's lock.
 
     Those that are the same memory stay. To or from a GPU it is done in the order of the current
-    stream, and large ones in pieces, for copies on other streams to pass between; nobody waits.
+    stream; the caller waits only for all but the last pieces of a large copy.
     """
     pairs = [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
-    if pairs and pairs[0][0].device != pairs[0][1].device:
-        pairs = in_pieces(pairs, PIECE_BYTES)
+    devices = {each.device for both in pairs for each in both}
+    if len(devices) < 2:
+        _copy_at_once(pairs)
+        return
+    under_way: deque[Mark] = deque()
+    for piece in in_pieces(pairs, PIECE_BYTES):
+        if len(under_way) == PIECES_AHEAD:
+            under_way.popleft().block()
+        _copy_at_once(piece)
+        under_way += map(mark_now, gpus_of(devices))
+
+
+def _copy_at_once(pairs: list[tuple[Tensor, Tensor]]) -> None:
     if pairs:
         targets, sources = zip(*pairs, strict=True)
         torch._foreach_copy_(list(targets), list(sources), non_blocking=True)
 
 
-def in_pieces(pairs: list[tuple[Tensor, Tensor]], nbytes: int) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of the same shape, those that lie in order cut into views of at most `nbytes`."""
-    pieces = []
+def in_pieces(
+    pairs: list[tuple[Tensor, Tensor]], nbytes: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Pairs of the same shape in lists of about `nbytes`; larger ones that lie in order are cut."""
+    piece, room = [], nbytes
     for both in pairs:
         size = nbytes // max(each.element_size() for each in both)
-        if both[0].numel() > size and all(each.is_contiguous() for each in both):
-            pieces += zip(*(each.view(-1).split(size) for each in both), strict=True)
-        else:
-            pieces.append(both)
-    return pieces
+        cut = both[0].numel() > size and all(each.is_contiguous() for each in both)
+        parts = zip(*(each.view(-1).split(size) for each in both), strict=True) if cut else [both]
+        for part in parts:
+            piece.append(part)
+            room -= max(each.nbytes for each in part)
+            if room <= 0:
+                yield piece
+                piece, room = [], nbytes
+    if piece:
+        yield piece
 
 
 def add_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
