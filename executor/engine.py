@@ -85,7 +85,8 @@ class StepEngine:
         self._poison = poison
         self._staged: dict[int, dict[str, Tensor]] = {}
         self._updated: dict[int, WeightCopy] = {}
-        self.losses: dict[int, Tensor] = {}
+        self._losses: dict[int, Tensor] = {}
+        self.losses: dict[int, float] = {}
 
     def run(self, task: int) -> None:
         """Do what task number `task` says, and let go of what it was the last to use."""
@@ -108,6 +109,11 @@ class StepEngine:
                 self._updated[update] = dropped
             elif self._poison and dropped.flat is not None:
                 dropped.flat.fill_(255)
+
+    def fetch_loss(self, task: int) -> None:
+        """Have the loss of the microbatch that a forward to the end was for, which is done."""
+        number = int(self._program.microbatch[task])
+        self.losses[number] = float(self._losses[number])
 
     def close(self) -> None:
         """Let go of everything."""
@@ -181,13 +187,13 @@ class StepEngine:
                     f"loss_fn: must return a mean, without dimensions; got {tuple(loss.shape)}"
                 )
             loss = loss * self._parts[op.microbatch]
-            self.losses[op.microbatch] = loss.detach()
+            self._losses[op.microbatch] = loss.detach()
             return loss
 
         return weighted_loss
 
     def _note_loss(self, op: Op, loss: Tensor) -> None:
-        self.losses[op.microbatch] = (loss * self._parts[op.microbatch]).detach()
+        self._losses[op.microbatch] = (loss * self._parts[op.microbatch]).detach()
 
     def _backward(self, op: Op, device: int) -> None:
         graph: Graph = self._store.get(Key(SAVED, device, op.first, op.microbatch))

@@ -477,9 +477,8 @@ class Trainer:
         for lane, thread in enumerate(ready.threads):
             thread.submit(run, lane, handler)
         until = tables.loss_tasks if overlaps else tables.ends if lags else None
-        self._wait(run, ready, stale or lags, until)
-        losses = [engine.losses[number] for number in range(self.microbatches)]
-        loss = float(sum(float(each) for each in losses))
+        self._wait(run, ready, stale or lags, until, engine)
+        loss = sum(engine.losses[number] for number in range(self.microbatches))
         tokens = sum(map(count_tokens, inputs))
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
@@ -492,7 +491,14 @@ class Trainer:
         after = tables.after(engine.tables)
         return {task: [(earlier, each) for each in waits] for task, waits in after.items()}
 
-    def _wait(self, run: Run, ready: _Ready, lags: bool, until: Sequence[int] | None) -> None:
+    def _wait(
+        self,
+        run: Run,
+        ready: _Ready,
+        lags: bool,
+        until: Sequence[int] | None,
+        engine: StepEngine,
+    ) -> None:
         """Wait for a step: for these tasks, where the next may begin behind them.
 
         Else for all of it, or where it `lags` for the devices. What went wrong in the step before,
@@ -501,6 +507,11 @@ class Trainer:
         lanes = enumerate(run.program.lanes)
         numbers = [number for number, lane in lanes if not (lags and lane.device < 0)]
         try:
+            for task in engine.tables.loss_tasks:
+                # Now: in the end they would be copied behind all states on their way down.
+                run.wait_for([task])
+                if run.failure is None:
+                    engine.fetch_loss(task)
             if until is None:
                 run.wait(numbers)
             else:

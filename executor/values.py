@@ -121,8 +121,9 @@ def in_pieces(
     piece, room = [], nbytes
     for both in pairs:
         size = nbytes // max(each.element_size() for each in both)
-        cut = both[0].numel() > size and all(each.is_contiguous() for each in both)
-        parts = zip(*(each.view(-1).split(size) for each in both), strict=True) if cut else [both]
+        parts = [both]
+        if both[0].numel() > size and all(each.is_contiguous() for each in both):
+            parts = list(zip(*(torch.split(each.view(-1), size) for each in both), strict=True))
         for part in parts:
             piece.append(part)
             room -= max(each.nbytes for each in part)
