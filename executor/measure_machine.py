@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, cycle
 from statistics import median
 
 import torch
@@ -26,6 +26,9 @@ from .places import threads, threads_of_updates
 
 SIDE = 4096
 """Of the square that is updated: with its states more than caches hold."""
+
+SUMS = 4
+"""Pairs of such squares that are summed in turn: gradients come from memory, not from caches."""
 
 REPEATS = 9
 """Times that work on the host is timed, beside GPUs that are busy."""
@@ -98,8 +101,8 @@ def _update(
     parameter = nn.Parameter(torch.zeros(SIDE, SIDE, device=device, dtype=dtype))
     parameter.grad = torch.zeros_like(parameter)
     steps = optimizer([parameter])
-    gradient = torch.zeros(SIDE, SIDE, device=device, dtype=compute)
-    weights = torch.zeros_like(gradient)
+    gradient = torch.ones(SIDE, SIDE, device=device, dtype=compute)
+    weights = torch.ones_like(gradient)
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -112,8 +115,14 @@ def _update(
 
 
 def _sum(compute: torch.dtype | None) -> Copy:
-    sums, gradient = (torch.zeros(SIDE, SIDE, dtype=compute) for _ in range(2))
-    return lambda: sums.add_(gradient)
+    # Of zeros the system makes no pages before they are written to: they would cost nothing.
+    pairs = cycle([[torch.ones(SIDE, SIDE, dtype=compute) for _ in range(2)] for _ in range(SUMS)])
+
+    def step() -> Tensor:
+        sums, gradient = next(pairs)
+        return sums.add_(gradient)
+
+    return step
 
 
 def _usual_ns(work: Copy) -> int:

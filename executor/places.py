@@ -100,6 +100,17 @@ def peak_memory(devices: Sequence[torch.device]) -> int | None:
     return max(map(torch.cuda.max_memory_allocated, gpus_of(devices)), default=None)
 
 
+def allocator_retries(devices: Sequence[torch.device]) -> int:
+    """How often the GPUs' allocators had to give back all memory that they kept, so far.
+
+    The GPU stands still then, and what was given back is slow to come again.
+    """
+    counts = (
+        torch.cuda.memory_stats(each).get("num_alloc_retries", 0) for each in gpus_of(devices)
+    )
+    return sum(map(int, counts))
+
+
 def _memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 0

@@ -5,11 +5,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .analysis.metrics import Metrics, measure
+from .analysis.metrics import measure
 from .api import Simulation, simulate_work
+from .policies.lowering import lower
 from .policies.plan import Plan
 from .policies.policy import Policy
 from .policies.work import Work
+from .sim.engine import simulate_program
 from .traces.remeasured import trace_of_timeline
 from .traces.timeline import Timeline
 
@@ -19,31 +21,46 @@ if TYPE_CHECKING:
 WARM_UP = 2
 """Steps before those that count: memory is taken and caches fill."""
 
-STALE_STEPS = 4
-"""Steps back to back from which a stale step's steady time is predicted."""
+STEADY_STEPS = 4
+"""Steps back to back from which the time of a step that outlasts its end is predicted."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Steps that were run.
+
+    timeline: of the step of median length, whose number is `step`. steps_s: how long each took.
+    memory_bytes: the peak on the fullest device as its allocator counts it, None on the CPU.
+    retries: how often an allocator had to give all that it kept back, which stops a GPU.
+    """
+
+    timeline: Timeline
+    step: int
+    steps_s: tuple[float, ...]
+    memory_bytes: int | None
+    retries: int
 
 
 @dataclass(frozen=True)
 class Validation:
     """One policy, predicted and measured.
 
-    measured: the timeline of the step of median length. memory_bytes: the peak on the
-    fullest device as its allocator counts it, None on the CPU. resimulated: from the times that the
-    run's own ops took, so that what is left is the cost model's. places: the devices.
+    predicted: a step among others. alone: the very step that `run.timeline` has, predicted as if
+    there were no other. resimulated: a step among others, from the times that the run's own ops
+    took, so that what is left is the cost model's. places: the devices.
     """
 
     name: str
     predicted: Simulation
+    alone: Timeline
     resimulated: Simulation
-    measured: Timeline
-    steps_s: tuple[float, ...]
-    memory_bytes: int | None
+    run: Measured
     places: tuple[str, ...]
 
     @property
     def step_s(self) -> float:
         """The measured step time."""
-        return statistics.median(self.steps_s)
+        return statistics.median(self.run.steps_s)
 
     @property
     def expected_bytes(self) -> int:
@@ -54,37 +71,26 @@ class Validation:
             peaks[place] = peaks.get(place, 0) + peak
         return max(peaks.values())
 
-    @property
-    def one_step(self) -> Timeline:
-        """The predicted timeline of one step, to be laid over the measured one."""
-        if self.predicted.timeline.steps == 1:
-            return self.predicted.timeline
-        return simulate_work(self.predicted.work, self.predicted.policy, 1, self.name).timeline
-
-    @property
-    def metrics(self) -> Metrics:
-        """The figures of the measured timeline."""
-        return measure(self.measured)
-
     def to_json(self) -> dict[str, Any]:
         """All of it in plain values."""
         return {
             "policy": self.name,
-            "predicted": self.predicted.metrics.to_json(self.name),
+            "predicted": measure(self.alone).to_json(self.name),
             "resimulated": self.resimulated.metrics.to_json(self.name),
-            "measured": self.metrics.to_json(self.name),
+            "measured": measure(self.run.timeline).to_json(self.name),
             "step_s": {
                 "predicted": self.predicted.metrics.step_s,
                 "resimulated": self.resimulated.metrics.step_s,
                 "measured": self.step_s,
-                "steps": self.steps_s,
+                "steps": self.run.steps_s,
                 "error": error(self.predicted.metrics.step_s, self.step_s),
             },
             "peak_memory_bytes": {
                 "predicted": self.expected_bytes,
-                "measured": self.memory_bytes,
+                "measured": self.run.memory_bytes,
             },
-            "differences": [vars(each) for each in differences(self.one_step, self.measured)],
+            "allocator_retries": self.run.retries,
+            "differences": [vars(each) for each in differences(self.alone, self.run.timeline)],
         }
 
 
@@ -96,17 +102,18 @@ def error(predicted: float, measured: float) -> float:
 def validate(job: "Job", work: Work, name: str, policy: Policy, steps: int) -> Validation:
     """Predict from `work`, then train `steps` steps for real. Raises what the trainer raises."""
     predicted = predict(work, policy, name)
-    timeline, times, memory = run(job, work, policy, steps)
-    again = Work(trace_of_timeline(timeline, work.trace), work.machine, work.microbatches)
+    done = run(job, work, policy, steps)
+    alone = simulate_program(lower([policy.plan(work, done.step)], work), name)
+    again = Work(trace_of_timeline(done.timeline, work.trace), work.machine, work.microbatches)
     resimulated = predict(again, _Same(policy, work), name)
     places = tuple(map(str, job.devices))
-    return Validation(name, predicted, resimulated, timeline, times, memory, places)
+    return Validation(name, predicted, alone, resimulated, done, places)
 
 
 def predict(work: Work, policy: Policy, name: str) -> Simulation:
-    """What a step is to take: the first one, or of a stale optimizer the steady one."""
-    stale = getattr(policy, "optimizer", "sync") == "stale"
-    return simulate_work(work, policy, STALE_STEPS if stale else 1, name)
+    """What a step is to take: the first one, or where each goes on beside the next a later one."""
+    outlasts = policy.plan(work, 0).outlasts_step
+    return simulate_work(work, policy, STEADY_STEPS if outlasts else 1, name)
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,9 @@ class _Same:
         return self.policy.plan(self.work, step)
 
 
-def run(
-    job: "Job", work: Work, policy: Policy, steps: int
-) -> tuple[Timeline, tuple[float, ...], int | None]:
-    """The timeline of the step of median length, the seconds of each, and the peak memory."""
-    from .executor.places import count_peaks_anew, peak_memory
+def run(job: "Job", work: Work, policy: Policy, steps: int) -> Measured:
+    """Train so many steps, after some to warm up."""
+    from .executor.places import allocator_retries, count_peaks_anew, peak_memory
 
     with job.trainer(policy, work) as trainer:
         times: list[float] = []
@@ -132,14 +137,19 @@ def run(
         for number in range(WARM_UP + steps):
             if number == WARM_UP:
                 count_peaks_anew(job.devices)
+                retries = allocator_retries(job.devices)
             batch = job.batches.batch(number)
             start = time.perf_counter()
             results.append(trainer.step(*batch))
             times.append(time.perf_counter() - start)
         middle = sorted(range(WARM_UP, len(times)), key=times.__getitem__)[steps // 2]
-        timeline = results[middle].timeline
-        memory = peak_memory(job.devices)
-    return timeline, tuple(times[WARM_UP:]), memory
+        return Measured(
+            results[middle].timeline,
+            results[middle].step,
+            tuple(times[WARM_UP:]),
+            peak_memory(job.devices),
+            allocator_retries(job.devices) - retries,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import options as opt
 from . import train_options as own
 from .analysis.files import make_folder
+from .analysis.metrics import measure
 from .analysis.timeline_picture import draw_pair
 from .analysis.units import human_bytes, human_seconds, human_share
 from .policies.catalog import POLICIES, split_names
@@ -145,7 +147,7 @@ def _validated(
             say(console, f"{name}: {explain(error)}")
             continue
         if output:
-            draw_pair(done.one_step, done.measured, output / f"{_file_name(name)}.png")
+            draw_pair(done.alone, done.run.timeline, output / f"{_file_name(name)}.png")
         yield done
 
 
@@ -166,13 +168,19 @@ def print_validations(console: Console, validations: list[Validation]) -> None:
         table.add_section()
     console.print(table)
     for each in validations:
-        for found in differences(each.one_step, each.measured, 2):
+        for found in differences(each.alone, each.run.timeline, 2):
             say(
                 console,
                 f"{each.name}: {found.lane}, {found.kind}: "
                 f"{human_seconds(found.predicted_s)} predicted, "
                 f"{human_seconds(found.measured_s)} measured; ends at "
                 f"{human_seconds(found.predicted_end_s)} / {human_seconds(found.measured_end_s)}",
+            )
+        if each.run.retries:
+            say(
+                console,
+                f"{each.name}: torch's allocator gave all its memory back {each.run.retries} times "
+                "while these steps ran, which stops a GPU; a finer cut leaves it more room",
             )
         left = error(each.resimulated.metrics.step_s, each.step_s)
         say(console, f"{each.name}: with its own measured op times simulated again {left:+.1%}")
@@ -191,15 +199,16 @@ def wrong_order(validations: list[Validation]) -> str:
 
 
 def _rows(each: Validation) -> list[list[str]]:
-    predicted, real = each.predicted.metrics, each.metrics
-    expected, memory = each.expected_bytes, each.memory_bytes
+    step_s = each.predicted.metrics.step_s
+    alone, real = measure(each.alone), measure(each.run.timeline)
+    expected, memory = each.expected_bytes, each.run.memory_bytes
     return [
         [
-            each.name,
+            escape(each.name),
             "predicted",
-            human_seconds(predicted.step_s),
-            human_share(predicted.bubble_ratio),
-            human_seconds(predicted.exposed_transfer_s / predicted.steps),
+            human_seconds(step_s),
+            human_share(alone.bubble_ratio),
+            human_seconds(alone.exposed_transfer_s),
             human_bytes(expected),
         ],
         [
@@ -213,8 +222,8 @@ def _rows(each: Validation) -> list[list[str]]:
         [
             "",
             "error",
-            f"{error(predicted.step_s, each.step_s):+.1%}",
-            f"{100 * (predicted.bubble_ratio - real.bubble_ratio):+.1f} points",
+            f"{error(step_s, each.step_s):+.1%}",
+            f"{100 * (alone.bubble_ratio - real.bubble_ratio):+.1f} points",
             "",
             "" if memory is None else f"{error(expected, memory):+.1%}",
         ],

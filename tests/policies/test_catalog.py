@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from roundel.policies.catalog import POLICIES, known_knobs, make_policy
+from roundel.policies.catalog import POLICIES, known_knobs, make_policy, split_names
 from roundel.policies.policy import Policy
 from roundel.traces.errors import InputError
 
@@ -93,6 +93,20 @@ def test_knobs_are_set() -> None:
     assert make_policy("looped-bfs", chunks=3, recompute="late") == POLICIES["looped-bfs"](
         chunks=3, recompute="late"
     )
+
+
+def test_a_name_may_bring_knobs_which_come_first() -> None:
+    text = "1f1b, zb-h1 ,round-robin[optimizer=stale, partition=1 2, round_size=4],file.py:A[b=c,d]"
+    names = split_names(text)
+    own = "round-robin[optimizer=stale, partition=1 2, round_size=4]"
+    assert names == ["1f1b", "zb-h1", own, "file.py:A[b=c,d]"]
+    made = make_policy(names[2], optimizer="sync", recompute="late")
+    assert made == POLICIES["round-robin"](
+        optimizer="stale", partition=(1, 2), round_size=4, recompute="late"
+    )
+    assert known_knobs(names[2]) == known_knobs("round-robin")
+    assert refusal("1f1b[chunks=2]").startswith("1f1b: no knob 'chunks'")
+    assert refusal("1f1b[late]") == "a knob is set by NAME=VALUE, got 'late'"
 
 
 def test_an_unknown_policy_lists_the_known() -> None:

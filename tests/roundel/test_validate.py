@@ -87,12 +87,31 @@ def test_policies_are_predicted_run_and_laid_over_each_other(
     assert simulation.metrics.step_s == figures[0]["step_s"]["predicted"]
 
 
+def test_knobs_of_one_policy_stand_behind_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stale step is predicted, and simulated again, among others, for it goes on beside them."""
+    out = tmp_path / "out"
+    names = ["round-robin", "round-robin[optimizer=stale]"]
+    assert run(f"validate {SMALL} --policies {','.join(names)} --measure 1 -o {out}") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " predicted " in line]
+    assert [row[0] for row in rows[:2]] == names
+    sync, stale = json.loads((out / "validate.json").read_text())["policies"]
+    assert [sync["policy"], stale["policy"]] == names
+    assert (out / "round-robin-optimizer-stale.png").is_file()
+    # What is predicted of it alone lasts until its last update; among others it is shorter.
+    assert stale["step_s"]["predicted"] < stale["predicted"]["step_s"]
+    assert stale["resimulated"]["steps"] > sync["resimulated"]["steps"] == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (f"validate {SMALL} --policies nonsense", "nonsense"),
         (f"validate {SMALL} --policies gpipe,gpipe", "gpipe is named twice"),
         (f"validate {SMALL} --policies ,", "name at least one"),
+        (f"validate {SMALL} --policies gpipe[chunks=2]", "gpipe: no knob 'chunks'"),
+        (f"validate {SMALL} --policies gpipe[chunks]", "a knob is set by NAME=VALUE"),
         (f"validate {SMALL} --policies gpipe --chunks 2", "chunks: no policy among gpipe"),
         (f"validate {SMALL} --policies gpipe -o /dev/null/x", "cannot make this folder"),
         (f"validate {SMALL} --policies round-robin --memory 10KB", "none of them could run"),
