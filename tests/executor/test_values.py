@@ -26,7 +26,8 @@ def test_pieces_are_the_whole_and_small() -> None:
     # What is small goes together; only the last piece has less than it could.
     sizes = [sum(each.nbytes for _, each in piece) for piece in pieces]
     assert all(size >= 256 for size in sizes[:-1])
-    assert max(sizes) == max(each.nbytes for _, each in whole if not each.is_contiguous())
+    whole_ones = sum(each.nbytes for _, each in whole if not each.is_contiguous())
+    assert max(sizes) < 2 * 256 + whole_ones
     assert len(pieces[0]) == 3
 
 
