@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from roundel.executor.streams import make_stream
-from roundel.executor.trainer import SWITCH_S
+from roundel.executor.undisturbed import SWITCH_S
 
 
 def launch(device: torch.device, arguments: argparse.Namespace, times: list[float]) -> None:

@@ -26,7 +26,7 @@ from roundel.executor.measure import ADAM
 from roundel.executor.measure_layer import LayerRun
 from roundel.executor.presets import PRESETS
 from roundel.executor.streams import make_stream
-from roundel.executor.trainer import SWITCH_S
+from roundel.executor.undisturbed import SWITCH_S
 from roundel.executor.values import as_leaves, copy_each
 
 BLOCK = 1

@@ -1,5 +1,6 @@
 """StepEngine: does what each task of a program says, for one step of one trainer."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ class StepEngine:
         self._step = step
         self._inputs, self._targets, self._parts = inputs, targets, shares
         self._store = Store(tables.lifetimes, poison)
+        # Not a method of this one: they would hold each other, and all that outlives a step.
+        self._spent = partial(_spend, machinery.on_host, poisoned=poison)
         self._book = GradientBook(machinery.layers, tables.feeds, self._spent)
         self._settings = machinery.masters.settings()
         self._scale: Tensor | None = None
@@ -307,12 +310,6 @@ class StepEngine:
             wait_asleep()
         self._book.add(layer, copies, task)
 
-    def _spent(self, gradients: Value) -> None:
-        """Gradients are not needed any more; those that came down lie in the pool."""
-        if self._poison:
-            poison([each for each in tensors_of(gradients) if each.device == HOST])
-        self._machinery.on_host.give_back(gradients, CpuMark())
-
     def _weights(self, device: int, layer: int) -> WeightCopy:
         return self._machinery.weights[device].current(layer)
 
@@ -366,3 +363,10 @@ class StepEngine:
         elif rules.optimizer_on == "host":
             for each in sharing:
                 machinery.host_copies[each].refresh(self._step)
+
+
+def _spend(pool: HostPool, gradients: Value, poisoned: bool) -> None:
+    """Gradients are not needed any more; those that came down lie in the pool."""
+    if poisoned:
+        poison([each for each in tensors_of(gradients) if each.device == HOST])
+    pool.give_back(gradients, CpuMark())

@@ -1,6 +1,5 @@
 """Trainer: trains a model's layers by any policy."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,15 +40,12 @@ from .run import Run
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
+from .undisturbed import undisturbed
 from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
 REPEATS = 3
 """How often a layer is run to measure it, after once to warm up."""
-
-
-SWITCH_S = 0.0005
-"""How long, during a step, a thread that runs Python keeps the others waiting that want to."""
 
 
 @dataclass
@@ -170,11 +166,9 @@ class Trainer:
         parts = split_batch(inputs, bounds), split_batch(targets, bounds)
         shares = [(stop - first) / size for first, stop in pairwise(bounds)]
         cuda = {device.index for device in gpus_of(self.devices)}
-        switching = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_S)
         try:
             # Layers draw from seeds of their own; whoever draws beside them is not to notice.
-            with torch.random.fork_rng(sorted(cuda)):
+            with undisturbed(), torch.random.fork_rng(sorted(cuda)):
                 largest = shares.index(max(shares))
                 ready = self._prepare(parts[0][largest], parts[1][largest])
                 tables = self._tables(ready.work)
@@ -182,8 +176,6 @@ class Trainer:
         except BaseException:
             self._abandon()
             raise
-        finally:
-            sys.setswitchinterval(switching)
         self.step_number += 1
         self.masters.note_step()
         if not np.isfinite(result.loss) and self._on_nan == "stop":
