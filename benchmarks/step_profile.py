@@ -4,10 +4,11 @@
         --systems "round-robin,layer-to-layer" [--model qwen3-1.7b] [--steps 5]
 
 For each policy (by `training.py`'s names): the steps' times and the simulated one; what the
-allocator asked of the driver in them; how long each kind of op took, against the profile; and of
-one step more, under torch.profiler, how long the compute streams stood still between two kernels,
-and whether the host was late with the next one or it waited for others. Where the host was late it
-says after which call. Prints tables; writes JSON, and the profiler's own export.
+allocator asked of the driver in them; how long each kind of op took, against the profile, how long
+the host took to launch one, and of how many the GPU waited for the host; and of one step more,
+under torch.profiler, how long the compute streams stood still between two kernels, and whether the
+host was late with the next one or it waited for others. Where the host was late it says after
+which call. Prints tables; writes JSON, and the profiler's own export.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from training_common import WARM_UP, batches, devices_of, timed
 
 import roundel
 from roundel.executor.places import gpus_of
+from roundel.executor.step_result import LATE_NS, Launch
 from roundel.policies.lowering import lower
 from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import KINDS, Timeline
@@ -58,7 +60,7 @@ def steps_of(trainer: roundel.Trainer, arguments: argparse.Namespace) -> dict[st
     return {
         "step_s": times[WARM_UP:],
         "asked": {name: after[name] - before[name] for name in after},
-        "kinds": kinds_of(results[0].timeline, simulated),
+        "kinds": kinds_of(results[0].timeline, simulated, results[0].launches),
         "simulated_s": simulated.makespan_ns / 1e9,
     }
 
@@ -77,9 +79,19 @@ def asked(arguments: argparse.Namespace) -> dict[str, int]:
     return {name: sum(each.get(name, 0) for each in stats) for name in ASKED}
 
 
-def kinds_of(measured: Timeline, simulated: Timeline) -> dict[str, dict[str, float]]:
-    """By lane and kind: tasks, milliseconds in all, median and ninth decile, and the simulated."""
+def kinds_of(
+    measured: Timeline, simulated: Timeline, launches: list[Launch]
+) -> dict[str, dict[str, float]]:
+    """By lane and kind: tasks, milliseconds in all, median and ninth decile, and the simulated.
+
+    Of ops also how long the host took to launch one, and of how many the GPU waited for it.
+    """
     rows, expected_times = {}, _times(simulated)
+    hosts: dict[str, list[float]] = defaultdict(list)
+    late: dict[str, int] = defaultdict(int)
+    for each in launches:
+        hosts[f"{each.lane} {each.kind}"].append(each.host_ns / 1e6)
+        late[f"{each.lane} {each.kind}"] += each.lead_ns < LATE_NS
     for key, times in _times(measured).items():
         expected = expected_times.get(key, [0.0])
         rows[key] = {
@@ -89,6 +101,9 @@ def kinds_of(measured: Timeline, simulated: Timeline) -> dict[str, dict[str, flo
             "median_ms": median(times),
             "ninth_decile_ms": quantiles(times, n=10)[-1] if len(times) > 1 else times[0],
             "simulated_median_ms": median(expected),
+            "host_median_ms": median(hosts[key]) if key in hosts else 0.0,
+            "host_ninth_decile_ms": quantiles(hosts[key], n=10)[-1] if len(hosts[key]) > 1 else 0.0,
+            "late": late[key],
         }
     return rows
 
@@ -198,11 +213,13 @@ def print_all(name: str, figures: dict[str, Any]) -> None:
     steps = " ".join(f"{each:.3f}" for each in figures["step_s"])
     print(f"\n{name}: steps {steps} s, simulated {figures['simulated_s']:.3f} s")
     print("asked of the driver:", ", ".join(f"{key} {n}" for key, n in figures["asked"].items()))
-    print(f"{'lane and kind':24} {'tasks':>6} {'ms':>9} {'simulated':>9} {'median':>8} {'9/10':>8}")
+    head = f"{'lane and kind':24} {'tasks':>6} {'ms':>9} {'simulated':>9} {'median':>8} {'9/10':>8}"
+    print(f"{head} {'host':>8} {'9/10':>8} {'late':>5}")
     for key, row in figures["kinds"].items():
         print(
             f"{key:24} {row['tasks']:6} {row['all_ms']:9,.1f} {row['simulated_ms']:9,.1f} "
-            f"{row['median_ms']:8.3f} {row['ninth_decile_ms']:8.3f}"
+            f"{row['median_ms']:8.3f} {row['ninth_decile_ms']:8.3f} "
+            f"{row['host_median_ms']:8.3f} {row['host_ninth_decile_ms']:8.3f} {row['late']:5}"
         )
     for stream, row in figures["gaps"]["streams"].items():
         print(

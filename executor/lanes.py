@@ -1,6 +1,7 @@
 """Lanes: a thread each, which runs the tasks of its lane in order as their dependencies allow."""
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -84,7 +85,9 @@ class LaneThread:
             for mark in marks:
                 self.stream.wait(mark)
             run.started[task] = self.stream.record()
+            run.begun_ns[task] = time.perf_counter_ns()
             handler(task)
+            run.issued_ns[task] = time.perf_counter_ns()
             run.ended[task] = self.stream.record()
             run.issue(task)
 

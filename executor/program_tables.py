@@ -94,8 +94,8 @@ def _parts(program: Program) -> dict[int, int]:
     return parts
 
 
-def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
-    """(device, layer) of the streamed weights that each op is the last to compute with."""
+def _last_ops(program: Program) -> dict[int, int]:
+    """The last op that computes with it, by buffer of streamed weights."""
     buffers = program.buffers
     last: dict[int, int] = {}
     rows = set(_weight_rows(program).tolist())
@@ -103,8 +103,14 @@ def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
     for buffer, task in zip(buffers.use_buffer.tolist(), buffers.use_task.tolist(), strict=True):
         if buffer in rows and computes[program.lane[task]]:
             last[buffer] = max(last.get(buffer, -1), task)
+    return last
+
+
+def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
+    """(device, layer) of the streamed weights that each op is the last to compute with."""
+    buffers = program.buffers
     ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for buffer, task in last.items():
+    for buffer, task in _last_ops(program).items():
         ends[task].append((int(buffers.pool[buffer]), int(buffers.layer[buffer])))
     return ends
 
@@ -147,12 +153,11 @@ def _ungated_uploads(program: Program, parts: dict[int, int]) -> dict[int, list[
     place = np.empty(len(program), dtype=np.int64)
     place[program.lane_tasks] = np.arange(len(program))
     visits: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    used = _is_op(program, program.dep_after)
-    for upload, op in zip(
-        program.dep_before[used].tolist(), program.dep_after[used].tolist(), strict=True
-    ):
-        if upload in parts and upload not in gated:
-            visits[int(program.target[upload])][int(place[op])].append(upload)
+    for buffer, op in _last_ops(program).items():
+        first = int(program.buffers.alloc[buffer])
+        for upload in range(first, first + parts[first]):
+            if upload not in gated:
+                visits[int(program.target[upload])][int(place[op])].append(upload)
     return {device: [found[key] for key in sorted(found)] for device, found in visits.items()}
 
 

@@ -25,6 +25,9 @@ def before_of(program: Program) -> Before:
 class Run:
     """One pass through a program: which tasks are done, when they ran, and what went wrong.
 
+    `started` and `ended` are marks on a task's stream, `begun_ns` and `issued_ns` when its thread
+    began and ended to launch it, by the host's clock.
+
     before: `before_of(program)`, where it is known.
     after: tasks of the pass before this one that some tasks wait for, too.
     """
@@ -40,6 +43,7 @@ class Run:
         self.after = after or {}
         self.started: list[Mark | None] = [None] * count
         self.ended: list[Mark | None] = [None] * count
+        self.begun_ns, self.issued_ns = [0] * count, [0] * count
         self.failure: BaseException | None = None
         self._before = before_of(program) if before is None else before
         self._lock = threading.Lock()

@@ -1,11 +1,25 @@
 """StepResult: what one step came to."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..policies.record import record
-from ..traces.timeline import Timeline
+from ..traces.timeline import COMPUTE_KINDS, KINDS, Timeline
 from .run import Run
 from .streams import Clock
+
+LATE_NS = 100_000
+"""An op that was launched no sooner than so long before its end: its device waited for the host."""
+
+
+class Launch(NamedTuple):
+    """How long the host took to launch an op, and how long before the op's end that was done."""
+
+    lane: str
+    kind: str
+    host_ns: int
+    lead_ns: int
 
 
 class StepResult:
@@ -44,6 +58,24 @@ class StepResult:
             times = np.array(starts, np.int64) - first, np.array(ends, np.int64) - first
             self._timeline = record(self._run.program, *times, self._name, "measured")
         return self._timeline
+
+    @property
+    def launches(self) -> list[Launch]:
+        """How the host kept up with each op, lane by lane. Waits for the step's last update.
+
+        On the CPU ops run as they are launched, and every one is late.
+        """
+        run, start_ns = self._run, self._clock.start_ns
+        self._run.wait()
+        result = []
+        for number, lane in enumerate(run.program.lanes):
+            for task in run.program.tasks_of(number):
+                kind, ended = KINDS[run.program.kind[task]], run.ended[task]
+                if kind in COMPUTE_KINDS and ended is not None:
+                    lead_ns = ended.time_ns(self._clock) - (run.issued_ns[task] - start_ns)
+                    host_ns = run.issued_ns[task] - run.begun_ns[task]
+                    result.append(Launch(lane.name, kind, host_ns, lead_ns))
+        return result
 
     @property
     def tokens_per_s(self) -> float:

@@ -24,7 +24,8 @@ def lower_weights(
     if table.rules.weights == "resident":
         builder.buffers("weights", every, home_of(table), param_bytes, -1)
         visit, layer = visits.layers(np.arange(len(visits.step)))
-        _wait_for_update(builder, table, updated, visits, visit, layer, visits.first_row[visit])
+        first = visits.first_row[visit]
+        _wait_for_update(builder, table, updated, visits, visit, layer, first)
         return
     stale = table.rules.optimizer == "stale"
     builder.buffers("weights", every, builder.work.devices, param_bytes * (2 if stale else 1), -1)
@@ -49,9 +50,10 @@ def _stream(
     builder: ProgramBuilder, table: OpTable, visits: Visits, order: Order, updated: Updated
 ) -> None:
     visit, layer, part, nbytes = _chunks(table, visits)
-    device, use = visits.device[visit], visits.first_row[visit]
+    device = visits.device[visit]
     every, held = visits.layers(np.arange(len(visits.step)))
-    _wait_for_update(builder, table, updated, visits, every, held, visits.first_row[every])
+    used = visits.first_uses(table, every, held)
+    _wait_for_update(builder, table, updated, visits, every, held, used)
     uploads = builder.transfers(
         "upload",
         "h2d",
@@ -66,7 +68,7 @@ def _stream(
     )
     builder.depend(visits.makes_room(visit), uploads)
     _wait_for_update(builder, table, updated, visits, visit, layer, uploads)
-    builder.depend(uploads, use)
+    builder.depend(uploads, visits.first_uses(table, visit, layer))
     begins = part == 0  # Room for all of a layer is taken then.
     visit, layer = visit[begins], layer[begins]
     device, whole = visits.device[visit], table.work.layer_bytes("param_bytes")[layer]

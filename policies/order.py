@@ -78,13 +78,14 @@ def _update_edges(table: OpTable, visits: Visits) -> list[tuple[Ints, Ints]]:
     uses, used = visits.layers(np.arange(len(visits.step)))
     source = visits.step[uses] - update_lag(table)
     uses, used, source = (column[source >= 0] for column in (uses, used, source))
+    first_use = visits.first_uses(table, uses, used)
     owner = table.work.owner
     update = rows + visits.step[makes] * layers
     edges = [
         (visits.last_grad[makes], update + made),
         (visits.last_grad[makes], update + owner[made]),
-        (rows + source * layers + used, visits.first_row[uses]),
-        (rows + source * layers + owner[used], visits.first_row[uses]),
+        (rows + source * layers + used, first_use),
+        (rows + source * layers + owner[used], first_use),
         _tied_edges(table, rows),
         # A layer's updates come one after the other, whichever step's gradients are sooner there.
         (np.arange(rows, rows + updates - layers), np.arange(rows + layers, rows + updates)),

@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise, takewhile
 from typing import ClassVar
 
 from ..traces.errors import InputError
-from .asymmetric import AsymmetricCut, good_cuts
+from .asymmetric import AsymmetricCut, good_cuts, upload_ns
 from .estimate import estimated_memory, rough_makespan_ns
 from .lowering import lower
 from .near_cuts import descended, finer
@@ -33,6 +34,9 @@ SPARE, LEAST_SPARE = 0.3, 0.05
 A plan counts what it holds; torch's allocator took 1.4 times that on two H200s, for it has memory
 for each stream. Nearer to the limit it gives some back to take it anew, and the GPU stands still.
 """
+
+PIECES = 8
+"""In how many pieces at most a step's first forward on a device goes."""
 
 STEPS = 4
 """Steps over which the steady time of a stale step is taken."""
@@ -79,9 +83,16 @@ class Streamed(ABC):
         return self.plan_with(work, step, self.cut(work))
 
     def plan_with(self, work: Work, step: int, cut: AsymmetricCut) -> Plan:
-        """The plan with a cut that is known to fit the work."""
+        """The plan with a cut that is known to fit the work.
+
+        Where uploads take time a synchronous step's first forward goes in pieces, which start as
+        their layers come up: nothing hides these, as a visit hides what the next one needs.
+        """
+        devices = self.ops(work, step, cut)
+        if self.optimizer == "sync" and upload_ns(work, 0, work.layers):
+            devices = list(map(_begun_in_pieces, devices))
         return Plan(
-            tuple(map(tuple, self.ops(work, step, cut))),
+            tuple(map(tuple, devices)),
             late_recompute=self.recompute == "late",
             weights="streamed",
             optimizer=self.optimizer,
@@ -176,6 +187,19 @@ def _leaves_room(
     """Whether a cut leaves free what it should, where the one that was found first does."""
     spare = SPARE if policy.fits(work, found, 1 - SPARE) else LEAST_SPARE
     return lambda cut: policy.fits(work, cut, 1 - spare)
+
+
+def _begun_in_pieces(ops: list[Op]) -> list[Op]:
+    """A device's ops, the first one in pieces where its visit is one of several forwards."""
+    if not ops:
+        return ops
+    kind, first, stop, microbatch = ops[0]
+    visit = list(takewhile(lambda op: (op.first, op.stop) == (first, stop), ops))
+    if len(visit) == 1 or any(op.kind != "F" for op in visit):
+        return ops
+    count = min(PIECES, stop - first)
+    bounds = [first + (stop - first) * number // count for number in range(count + 1)]
+    return [*(Op(kind, *pair, microbatch) for pair in pairwise(bounds)), *ops[1:]]
 
 
 def visits_of(cut: AsymmetricCut, layers: int) -> list[Visit]:

@@ -1,11 +1,16 @@
-"""Visits: runs of a device's ops on the same layers, which share one copy of the weights."""
+"""Visits: runs of a device's ops on the same layers, which share one copy of the weights.
+
+A visit may begin with forwards of some of its layers at a time, so that the first ones start when
+few of the weights are there.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..traces.timeline import Ints
-from .table import B, OpTable, W
+from .table import B, F, OpTable, W
 
 AT_A_TIME = 2
 """Weights, and inputs fetched, of so many visits fit on a device: the one at work and the next."""
@@ -47,14 +52,14 @@ class Visits:
         np.minimum.at(first_grad, visit[grads], grads)
         np.maximum.at(last_grad, visit[grads], grads)
         first_grad[last_grad < 0] = -1
-        start = first_row[order]
+        start, end = first_row[order], last_row[order]
         return cls(
             table.device[start],
             table.step[start],
-            table.first[start],
-            table.stop[start],
+            table.first[end],
+            table.stop[end],
             start,
-            last_row[order],
+            end,
             first_grad[order],
             last_grad[order],
         )
@@ -66,6 +71,16 @@ class Visits:
         ends = np.cumsum(sizes)
         inside = np.arange(len(repeated)) - np.repeat(ends - sizes, sizes)
         return repeated, self.stop[repeated] - 1 - inside
+
+    def first_uses(self, table: OpTable, visit: Ints, layer: Ints) -> Ints:
+        """The first op of each of these visits that works on the layer beside it."""
+        use = self.first_row[visit].copy()
+        late = np.arange(len(use))
+        while len(late):
+            row, wanted = use[late], layer[late]
+            late = late[(table.first[row] > wanted) | (table.stop[row] <= wanted)]
+            use[late] += 1
+        return use
 
     def makes_room(self, chosen: Ints) -> Ints:
         """The op whose end frees room for what each of the chosen visits brings, or -1."""
@@ -81,7 +96,29 @@ class Visits:
 def _runs(table: OpTable) -> Ints:
     columns = np.stack((table.device, table.step, table.first, table.stop))
     changes = (columns[:, 1:] != columns[:, :-1]).any(axis=0)
-    return np.concatenate(([0], np.cumsum(changes)))[: len(table.kind)]
+    return np.concatenate(([0], np.cumsum(_between_visits(table, changes))))[: len(table.kind)]
+
+
+def _between_visits(table: OpTable, changes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of the changes between rows those that do not come inside of a visit.
+
+    Forwards of some layers belong to the visit that begins with the forward of more behind them.
+    """
+    before, after = np.flatnonzero(changes), np.flatnonzero(changes) + 1
+    same = (table.device[before] == table.device[after]) & (table.step[before] == table.step[after])
+    both = same & table.is_kind(F)[before] & table.is_kind(F)[after]
+    result = changes.copy()
+    whole = None
+    for row, joins in zip(before[::-1].tolist(), both[::-1].tolist(), strict=True):
+        if not joins:
+            whole = None
+            continue
+        whole = whole or (int(table.first[row + 1]), int(table.stop[row + 1]))
+        if whole[0] <= table.first[row] and table.stop[row] <= whole[1]:
+            result[row] = False
+        else:
+            whole = None
+    return result
 
 
 def _same_layers(table: OpTable) -> Ints:

@@ -16,6 +16,7 @@ from .traces.remeasured import trace_of_timeline
 from .traces.timeline import Timeline
 
 if TYPE_CHECKING:
+    from .executor.step_result import Launch
     from .train_job import Job
 
 WARM_UP = 2
@@ -32,6 +33,7 @@ class Measured:
     timeline: of the step of median length, whose number is `step`. steps_s: how long each took.
     memory_bytes: the peak on the fullest device as its allocator counts it, None on the CPU.
     retries: how often an allocator had to give all that it kept back, which stops a GPU.
+    late: by compute lane, of how many ops the device waited for the host, and of how many in all.
     """
 
     timeline: Timeline
@@ -39,6 +41,7 @@ class Measured:
     steps_s: tuple[float, ...]
     memory_bytes: int | None
     retries: int
+    late: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Validation:
                 "measured": self.run.memory_bytes,
             },
             "allocator_retries": self.run.retries,
+            "ops_late": self.run.late,
             "differences": [vars(each) for each in differences(self.alone, self.run.timeline)],
         }
 
@@ -149,7 +153,17 @@ def run(job: "Job", work: Work, policy: Policy, steps: int) -> Measured:
             tuple(times[WARM_UP:]),
             peak_memory(job.devices),
             allocator_retries(job.devices) - retries,
+            _late(results[middle].launches),
         )
+
+
+def _late(launches: list["Launch"]) -> dict[str, tuple[int, int]]:
+    from .executor.step_result import LATE_NS
+
+    leads: dict[str, list[int]] = {}
+    for each in launches:
+        leads.setdefault(each.lane, []).append(each.lead_ns)
+    return {lane: (sum(lead < LATE_NS for lead in mine), len(mine)) for lane, mine in leads.items()}
 
 
 @dataclass(frozen=True)

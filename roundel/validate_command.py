@@ -31,6 +31,9 @@ from .validate import Validation, differences, error, validate
 if TYPE_CHECKING:
     from .train_job import Job
 
+LATE = 0.1
+"""What share of its ops a GPU may wait for the host in without a word."""
+
 DEFAULT = "gpipe,1f1b,interleaved-1f1b,round-robin,layer-to-layer"
 
 
@@ -182,6 +185,9 @@ def print_validations(console: Console, validations: list[Validation]) -> None:
                 f"{each.name}: torch's allocator gave all its memory back {each.run.retries} times "
                 "while these steps ran, which stops a GPU; a finer cut leaves it more room",
             )
+        for lane, (late, ops) in each.run.late.items():
+            if each.run.memory_bytes is not None and late > LATE * ops:
+                say(console, f"{each.name}: {lane} waited for the host in {late} of {ops} ops")
         left = error(each.resimulated.metrics.step_s, each.step_s)
         say(console, f"{each.name}: with its own measured op times simulated again {left:+.1%}")
     wrong = wrong_order(validations)

@@ -15,6 +15,7 @@ from roundel.executor.trainer import Trainer
 from roundel.policies.op import Op
 from roundel.policies.streamed import Streamed
 
+from ..costs import make_machine, make_trace
 from . import toy
 
 mse = nn.functional.mse_loss
@@ -70,6 +71,19 @@ def test_streamed_policies_train_exactly_and_stale_exactly_one_step_late(
     reference = toy.one_step_stale if policy.optimizer == "stale" else toy.plain
     got = toy.train(toy.blocks(), mse, batches, policy, race=seed)
     assert_same(got, reference(toy.blocks(), mse, batches))
+
+
+@pytest.mark.parametrize(
+    "policy", [each for each in STREAMED if each.optimizer == "sync"], ids=name
+)
+def test_a_step_whose_first_forward_goes_in_pieces_trains_exactly(policy: Streamed) -> None:
+    machine = make_machine(3)
+    work = roundel.make_work(make_trace(8, param_bytes=100), microbatches=9, machine=machine)
+    begins = [ops[:3] for ops in policy.plan(work, 0).devices if ops[0].stop - ops[0].first == 1]
+    assert [Op("F", 0, 1, 0), Op("F", 1, 2, 0), Op("F", 2, 3, 0)] in map(list, begins)
+    batches = toy.vectors()
+    got = toy.train(toy.blocks(), mse, batches, policy, race=5, microbatches=9, machine=machine)
+    assert_same(got, toy.plain(toy.blocks(), mse, batches))
 
 
 def test_stale_differs_from_synchronous() -> None:

@@ -9,8 +9,10 @@ from roundel.policies.layer_to_layer import LayerToLayer
 from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
 from roundel.policies.plan import Place, Weights
-from roundel.policies.program import LABELS, STATES
+from roundel.policies.program import LABEL_CODE, LABELS, STATES
 from roundel.policies.round_robin import RoundRobin
+from roundel.policies.table import OpTable
+from roundel.policies.visits import Visits
 from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import KIND_CODE
@@ -82,6 +84,34 @@ def test_streamed_weights_go_up_before_a_visit_and_gradients_down_after_it() -> 
         "gpu0 d2h": ["download 1", "download 0"],
         "host optimizer": ["update 1", "update 0"],
     }
+
+
+IN_PIECES = (
+    "0:1F0 1:2F0 0:2F1 2:3F0 2:3B0 2:3F1 2:3B1 1:2R0 1:2B0 1:2R1 1:2B1 0:1R0 0:1B0 0:1R1 0:1B1"
+)
+
+
+def test_a_visit_may_begin_with_forwards_of_some_of_its_layers() -> None:
+    """It is one visit, whose ops wait for the layers that they work on."""
+    rules = {"weights": "streamed", "optimizer_on": "host", "activations": "host"}
+    program = lower([plan_of(IN_PIECES, **rules)], make_work(3, 1, 2, **BYTES))
+    assert lanes(program)["gpu0 h2d"][:3] == ["upload 0", "upload 1", "upload 2"]
+    waits = [(name, op) for name, op in dependencies(program) if name.startswith("upload")]
+    assert {op for name, op in waits if name == "upload 1"} == {"1:2F0", "1:2R0"}
+    assert {op for name, op in waits if name == "upload 0"} == {"0:1F0", "0:1R0"}
+    # The visit after the next one waits for its end.
+    assert ("0:2F1", "upload 1") in dependencies(program)
+    weights = program.buffers.label == LABEL_CODE["weights"]
+    assert np.count_nonzero(weights & (program.buffers.pool == 0)) == 5
+
+
+def test_what_looks_like_pieces_of_another_visit_is_a_visit() -> None:
+    """A forward of other layers ends a visit; only forwards are pieces."""
+    rules = {"weights": "streamed", "optimizer_on": "host", "activations": "host"}
+    ops = "0:1F0 0:1F1 1:2F0 1:2F1 1:3R0"  # 1:3 begins with a recompute.
+    table = OpTable.of([plan_of(ops, **rules)], make_work(3, 1, 2, **BYTES))
+    assert Visits.of(table).first.tolist() == [0, 1, 1]
+    assert Visits.of(table).stop.tolist() == [1, 2, 3]
 
 
 def test_uploads_wait_for_room_and_for_the_update_of_the_step_before() -> None:

@@ -1,5 +1,6 @@
 """RoundRobin: the picture of its order, its rounds and rotation, and its cut."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -10,9 +11,12 @@ from roundel.policies.asymmetric import AsymmetricCut, good_cuts, upload_ns
 from roundel.policies.estimate import rough_makespan_ns
 from roundel.policies.lowering import lower
 from roundel.policies.near_cuts import finer
+from roundel.policies.op import Op
+from roundel.policies.plan import Plan
 from roundel.policies.round_robin import RoundRobin
 from roundel.policies.streamed import CANDIDATES
 from roundel.policies.work import Work
+from roundel.sim.engine import simulate_program
 from roundel.traces.errors import InputError
 from roundel.traces.machine import Device, Host, Link, Machine, ideal_machine
 
@@ -212,3 +216,30 @@ def test_a_cut_is_tried_on_as_many_microbatches_as_a_round_has() -> None:
     work = make_work(4, 2, 64)
     assert RoundRobin().enough(work) == 8
     assert RoundRobin(round_size=20).enough(work) == 20
+
+
+def test_a_step_begins_in_pieces_where_uploads_take_time() -> None:
+    """Its first forward starts with the first of its layers, not when the last one is up."""
+    cut = {"partition": (2, 20), "backward_partition": (2, 11, 11)}
+    trace = make_trace(24, param_bytes=10)
+    slow = Work(trace, make_machine(2, host_bytes_per_s=2 * 10**9), 6)
+    policy = RoundRobin(**cut, round_size=6)
+    plan = policy.plan(slow, 0)
+    first, second = plan.devices
+    assert first[:3] == (Op("F", 0, 1, 0), Op("F", 1, 2, 0), Op("F", 0, 2, 1))
+    pieces = [(op.first, op.stop) for op in second[:8]]
+    assert pieces == [(2, 4), (4, 7), (7, 9), (9, 12), (12, 14), (14, 17), (17, 19), (19, 22)]
+    assert second[8] == Op("F", 2, 22, 1)
+    stale = replace(policy, optimizer="stale").plan(slow, 0)
+    for other in (stale, policy.plan(replace(slow, machine=ideal_machine(2)), 0)):
+        assert other.devices[1][0] == Op("F", 2, 22, 0)
+    # 20 layers come up in 200 ns, and as long take their forwards: of a piece they are left.
+    whole = replace(plan, devices=stale.devices)
+    assert [_end_of_first_forward(each, slow) for each in (whole, plan)] == [400, 230]
+
+
+def _end_of_first_forward(plan: Plan, work: Work) -> int:
+    spans = simulate_program(lower([plan], work), "").spans()
+    return next(
+        span.end_ns for span in spans if (span.kind, span.stop, span.microbatch) == ("F", 22, 0)
+    )
