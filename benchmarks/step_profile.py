@@ -248,7 +248,7 @@ def main() -> None:
     print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     results = {}
     names = names_of(arguments.systems)
-    if not set(names) <= set(POLICIES):
+    if not {name for name in names if not name.endswith("]")} <= set(POLICIES):
         parser.error(f"--systems: of these, {'; '.join(POLICIES)}")
     for name in names:
         try:

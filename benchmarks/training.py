@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --out FOLDER [--model qwen3-1.7b] [--memory 24GiB]
         [--systems plain,round-robin,fsdp2-offload] [--devices cuda:0] [--steps 6]
+    ... --systems "plain,layer-to-layer[optimizer_on=device],1f1b[partition=17 13]"
 
 The same model, batch, seed and dtype in every system, each in a process of its own. `plain` is the
 limit: all weights resident, bf16 weights and AdamW states, activation checkpointing per block, no
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +99,7 @@ def peer(name: str, arguments: Arguments) -> Result:
 def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
     """A trainer by one of our policies: one that streams at the memory cap, a resident one as
     `plain`."""
-    policy = POLICIES[name](arguments)
+    policy = POLICIES[name](arguments) if name in POLICIES else roundel.make_policy(name)
     streams = isinstance(policy, Streamed)
     return roundel.Trainer(
         make_layers(arguments, "cpu", torch.float32 if streams else dtype_of(arguments)),
@@ -182,9 +184,9 @@ def main() -> None:
 def run_one(name: str, arguments: Arguments) -> int:
     """One system; writes its result, or why there is none. Returns the exit status."""
     try:
-        if name not in SYSTEMS:
+        if name not in SYSTEMS and not name.endswith("]"):
             raise roundel.InputError(f"no such system; they are {'; '.join(SYSTEMS)}")
-        result = SYSTEMS[name](arguments)
+        result = SYSTEMS.get(name, partial(ours, name))(arguments)
     except roundel.InputError as error:
         reason = str(error)
     except Exception as error:
@@ -269,10 +271,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def names_of(text: str) -> list[str]:
-    """Names of systems: those that are split by a comma without a space behind it."""
-    if text == "all":
-        return list(SYSTEMS)
-    return [each.replace("\0", ", ") for each in text.replace(", ", "\0").split(",")]
+    """Names of systems: those that are split by a comma without a space behind it.
+
+    One of ours may also be a policy's name with its knobs, as in 1f1b[recompute=late].
+    """
+    return list(SYSTEMS) if text == "all" else re.split(r",(?! )(?![^\[]*\])", text)
 
 
 def slug_of(name: str) -> str:
