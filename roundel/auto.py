@@ -18,7 +18,9 @@ from .policies.plan import Recompute
 from .policies.policy import Policy, policy_name
 from .policies.streamed import Streamed
 from .policies.work import Work
+from .remedies import remedy
 from .traces.errors import InputError
+from .traces.machine import HOST
 
 STEPS = 3
 """Steps to simulate: a policy's steady step may differ from its first."""
@@ -97,11 +99,16 @@ def _streamed(
 
 
 def choose(
-    work: Work, policies: Mapping[str, Policy], console: Console, say: Callable[[str], None]
+    work: Work,
+    policies: Mapping[str, Policy],
+    console: Console,
+    say: Callable[[str], None],
+    last: bool = True,
 ) -> Policy:
     """The fastest of the policies that fits the memory, itself. Prints the table.
 
-    Raises NothingFits, or InputError where more microbatches would be of no use.
+    Raises NothingFits, or InputError where more microbatches would be of no use; where this is the
+    `last` that is tried they say what would fit, by simulation.
     """
     simulations, refused = [], {}
     for name, policy in policies.items():
@@ -113,7 +120,7 @@ def choose(
     comparison = Comparison(tuple(simulations), refused)
     report.print_comparison(console, comparison, [], misfits=False)
     if comparison.winner is None:
-        raise _no_winner(comparison)
+        raise _no_winner(comparison, work, say, last)
     return _with_its_cut(comparison.winner, work)
 
 
@@ -125,8 +132,10 @@ def _with_its_cut(policy: Policy, work: Work) -> Policy:
     return replace(policy, partition=cut.forward, backward_partition=cut.backward)
 
 
-def _no_winner(comparison: Comparison) -> InputError:
-    """What the policy would need that is the nearest to fit, and what to do about it."""
+def _no_winner(
+    comparison: Comparison, work: Work, say: Callable[[str], None], last: bool
+) -> InputError:
+    """What the nearest policies would need to fit, what to do about it, and what would."""
     worst = [
         (max(each.timeline.memory, key=lambda curve: curve.over_share), each)
         for each in comparison.simulations
@@ -143,7 +152,11 @@ def _no_winner(comparison: Comparison) -> InputError:
             said.append(f"{where}, {nearest.name}: {misfit(curve, plan, human_bytes)}")
             short_of.add(curve.name)
     # More microbatches leave the host as much to hold.
-    kind = InputError if short_of == {"host"} else NothingFits
+    kind = InputError if short_of == {HOST} else NothingFits
+    if last or kind is InputError:
+        nearest_first = sorted(worst, key=lambda each: each[0].over_share)
+        would = remedy(short_of, work, {each.name: each.policy for _, each in nearest_first}, say)
+        said[-1] += f"; by simulation {would}" if would else ""
     return kind(f"policy auto: none fits the memory; the nearest, {'; or '.join(said)}")
 
 

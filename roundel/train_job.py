@@ -151,13 +151,13 @@ class Job:
         for count in fewer:
             job = self.with_microbatches(count)
             try:
-                return job, *job._fastest(console)
+                return job, *job._fastest(console, last=False)
             except NothingFits:
                 say(console, f"with {count} microbatches nothing fits; trying more")
         job = self.with_microbatches(most)
         return job, *job._fastest(console)
 
-    def _fastest(self, console: Console) -> "tuple[Policy, Work]":
+    def _fastest(self, console: Console, last: bool = True) -> "tuple[Policy, Work]":
         with busy("measuring", console):
             work = self._measured_if_it_fits()
         with busy("simulating", console) as status:
@@ -166,7 +166,7 @@ class Job:
             if self.devices[0].type == "cuda":
                 room = with_gaps(work)
                 say(console, f"{GAPS:.0%} of each GPU's memory is left to its allocator")
-            return choose(room, self.policies, console, told), work
+            return choose(room, self.policies, console, told, last), work
 
     def _measured_if_it_fits(self) -> "Work":
         from .executor.training_setup import explain, is_out_of_memory
