@@ -23,8 +23,8 @@ STATES = {
 UPDATE_BYTES, SLICE = 24, 2**27
 """Room that their updates take on a device: bytes a parameter, of so many at a time."""
 
-_TOKENS = ("forward_ns", "backward_ns", "recompute_ns", "backward_input_ns", "backward_weight_ns")
-_TOKENS += ("output_bytes", "saved_bytes", "workspace_bytes")
+_TIMES = ("forward_ns", "backward_ns", "recompute_ns", "backward_input_ns", "backward_weight_ns")
+_TOKENS = (*_TIMES, "output_bytes", "saved_bytes", "workspace_bytes")
 
 
 MOST = 4
