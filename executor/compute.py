@@ -157,7 +157,9 @@ class Computer:
         ]
         if pairs:
             roots, given = zip(*pairs, strict=True)
-            torch.autograd.backward(roots, given)
+            # In this thread: to hand each op to autograd's own, and to be woken by it, takes time.
+            with torch.autograd.set_multithreading_enabled(False):
+                torch.autograd.backward(roots, given)
             self._pace.launched(BACKWARD * graph.layers)
         result = gradients_of(graph.leaves)
         graph.outputs, graph.leaves = [], None
