@@ -9,15 +9,13 @@ Several times the same device makes virtual devices on one GPU. Prints a table, 
 import argparse
 import copy
 import json
-import platform
-import sys
 import time
 from functools import lru_cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 from torch import Tensor, nn
 
 import roundel
@@ -195,16 +193,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     first = arguments.devices.split(",")[0]
-    about = {
-        "gpu": torch.cuda.get_device_name(first),
-        "devices": arguments.devices,
-        "memory": arguments.memory,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "roundel": version("roundel"),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    said = about(devices=arguments.devices, memory=arguments.memory)
     batches = text_batches(arguments.steps, batch=32, sequence=256)
     reference = plain_gradients(batches[0], first)
     chosen = arguments.policies.split(";") if arguments.policies else list(POLICIES)
@@ -232,13 +221,13 @@ def main() -> None:
             f"{result['peak_allocated_bytes'] / 2**30:6.2f}",
             flush=True,
         )
-        report = {"about": about, "plain": plain, "policies": results}
+        report = {"about": said, "plain": plain, "policies": results}
         (arguments.out / "executor_gpu.json").write_text(json.dumps(report))
     draw_losses(
         curves,
         arguments.out / "losses.png",
         "Training on Python's standard library: every policy over plain PyTorch",
-        f"{about['gpu']}, devices {arguments.devices}, {arguments.memory} each, bf16",
+        f"{said['gpu']}, devices {arguments.devices}, {arguments.memory} each, bf16",
     )
 
 

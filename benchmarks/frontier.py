@@ -16,18 +16,17 @@ predicted beside measured; writes JSON, the picture of the last step, and its Ch
 import argparse
 import json
 import os
-import platform
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from about import about
 from rich.console import Console
 from training_common import cap_memory
 
@@ -228,16 +227,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     # Gaps between segments of fixed size would count as memory in use.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    about = {
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "host_cores": len(os.sched_getaffinity(0)),
-        "host_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "roundel": version("roundel"),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
+    said = about()
     host = HostMemory()
     for name in arguments.devices.split(","):
         cap_memory(arguments, torch.device(name))  # What is measured before is to fit, too.
@@ -253,12 +243,12 @@ def main() -> None:
         print(f"context {sequence:,}; made in {loading_s:.0f} s; {policy!r}", flush=True)
         done, timeline = train(job, work, policy, arguments)
     print_table(predicted, done, host.peak_bytes)
-    gpu = f"{about['gpu']} capped at {arguments.memory}"
+    gpu = f"{said['gpu']} capped at {arguments.memory}"
     title = f"{arguments.model}, {sequence:,} tokens a sequence, {gpu}: {timeline.name}"
     draw_timeline(timeline, arguments.out / "step.png", title)
     write_chrome_trace(timeline, arguments.out / "step.json.gz")
     figures = {
-        "about": about,
+        "about": said,
         "context": sequence,
         "policy": repr(policy),
         "predicted": predicted.metrics.to_json(predicted.name),

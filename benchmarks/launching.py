@@ -10,13 +10,13 @@ a GPU the CPU stands for it.
 """
 
 import argparse
-import platform
 import sys
 import threading
 import time
 from statistics import median, quantiles
 
 import torch
+from about import about
 from torch import Tensor
 
 from roundel.executor.streams import make_stream
@@ -100,9 +100,7 @@ def main() -> None:
     parser.add_argument("--pause-ms", type=float, default=2, help="of them between two tasks")
     arguments = parser.parse_args()
     devices = [torch.device(name) for name in arguments.devices.split(",")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(f"gpu: {gpu}; python {platform.python_version()}; torch {torch.__version__}")
-    print("command:", " ".join(["python", *sys.argv]))
+    about()
     print(f"{'':40} us/kernel    median      9/10   tasks/s    median      9/10")
     sys.setswitchinterval(SWITCH_S)
     ways = [

@@ -9,7 +9,6 @@ another. Prints milliseconds, against the first row. Without a GPU the CPU stand
 """
 
 import argparse
-import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
+from about import about
 from training_common import devices_of
 
 from roundel.executor.decoder import decoder_layers
@@ -108,9 +108,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     arguments = parser.parse_args()
     devices = devices_of(arguments)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(f"gpu: {gpu}; python {platform.python_version()}; torch {torch.__version__}")
-    print("command:", " ".join(["python", *sys.argv]))
+    about()
     sys.setswitchinterval(SWITCH_S)
     preset = PRESETS[arguments.model]
     shape = replace(preset.shape, layers=1)

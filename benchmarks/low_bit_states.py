@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 from torch import Tensor, nn
 
 import roundel
@@ -210,7 +210,7 @@ def print_table(runs: dict[str, Result], seeds: list[int]) -> None:
         )
 
 
-def draw(runs: dict[str, Result], about: dict[str, Any], arguments: argparse.Namespace) -> None:
+def draw(runs: dict[str, Result], said: dict[str, Any], arguments: argparse.Namespace) -> None:
     """All curves, and how far each is from the reference."""
     drawn = f", seed {arguments.seeds[0]}"
     others = [f"{REFERENCE}, seed {seed}" for seed in arguments.seeds[1:]]
@@ -221,7 +221,7 @@ def draw(runs: dict[str, Result], about: dict[str, Any], arguments: argparse.Nam
         arguments.out / "low_bit_states.png",
         "Training with low-bit optimizer states: the loss against float32 AdamW's",
         f"{arguments.model}, {count:.1f} million parameters, learning rate {arguments.lr:g}, "
-        f"{about['machine']}",
+        f"{said['machine']}",
         chance=[runs[name]["losses"] for name in others],
         window=LAST,
     )
@@ -267,15 +267,7 @@ def main() -> None:
     """Train every case, then the table and the picture."""
     arguments = parse()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "machine": machine(arguments.device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchao": version("torchao"),
-        "roundel": version("roundel"),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
+    said = about(machine=machine(arguments.device), torchao=version("torchao"))
     batches = TextBatches(load_tokens("python-stdlib"), arguments.batch, arguments.sequence, seed=0)
     wanted = [(REFERENCE, seed) for seed in arguments.seeds]
     seeds = arguments.seeds if arguments.every_seed else arguments.seeds[:1]
@@ -286,10 +278,10 @@ def main() -> None:
         runs[f"{name}, seed {seed}"] = result
         print(f"{name}, seed {seed}: {result['last_loss']:.4f}", flush=True)
         settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-        report = {"about": about, "settings": settings, "runs": runs}
+        report = {"about": said, "settings": settings, "runs": runs}
         (arguments.out / "low_bit_states.json").write_text(json.dumps(report))
     print_table(runs, arguments.seeds)
-    draw(runs, about, arguments)
+    draw(runs, said, arguments)
 
 
 if __name__ == "__main__":

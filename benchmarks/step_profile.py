@@ -15,16 +15,15 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import sys
 from collections import defaultdict
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+from about import about
 from torch import Tensor
 from training import POLICIES, names_of, parser_of, slug_of, trainer_of, wait_for
 from training_common import WARM_UP, batches, devices_of, timed
@@ -238,14 +237,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    about = {
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "roundel": version("roundel"),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
+    said = about()
     results = {}
     names = names_of(arguments.systems)
     if not {name for name in names if not name.endswith("]")} <= set(POLICIES):
@@ -261,7 +253,7 @@ def main() -> None:
             continue
         results[name] = figures
         print_all(name, figures)
-        report = {"about": about, "results": results}
+        report = {"about": said, "results": results}
         (arguments.out / "step_profile.json").write_text(json.dumps(report))
 
 

@@ -18,7 +18,6 @@ the losses of all that are not stale agree there to 1e-5.
 import argparse
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -27,10 +26,10 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from about import about
 from peers.plain import plain
 from torch import Tensor
 from training_common import (
@@ -159,15 +158,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    about = {
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "host_cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "roundel": version("roundel"),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    said = about()
     print(f"{'system':38} {'tokens/s':>9} {'share':>6} {'step s':>7} {'GiB':>6}  losses")
     results: dict[str, Result] = {}
     for name in names_of(arguments.systems):
@@ -178,7 +169,7 @@ def main() -> None:
         result = json.loads((arguments.out / f"{name}.result.json").read_text())
         results[name] = result
         _print_row(name, result, results.get("plain"), len(devices_of(arguments)))
-    (arguments.out / "training.json").write_text(json.dumps({"about": about, "results": results}))
+    (arguments.out / "training.json").write_text(json.dumps({"about": said, "results": results}))
 
 
 def run_one(name: str, arguments: Arguments) -> int:
