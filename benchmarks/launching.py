@@ -19,8 +19,8 @@ import torch
 from about import about
 from torch import Tensor
 
+from roundel.executor.short_turns import SWITCH_S
 from roundel.executor.streams import make_stream
-from roundel.executor.undisturbed import SWITCH_S
 
 
 def launch(device: torch.device, arguments: argparse.Namespace, times: list[float]) -> None:

@@ -25,8 +25,8 @@ from roundel.executor.layers import Layers
 from roundel.executor.measure import ADAM
 from roundel.executor.measure_layer import LayerRun
 from roundel.executor.presets import PRESETS
+from roundel.executor.short_turns import SWITCH_S
 from roundel.executor.streams import make_stream
-from roundel.executor.undisturbed import SWITCH_S
 from roundel.executor.values import as_leaves, copy_each
 
 BLOCK = 1

@@ -88,7 +88,7 @@ class StepEngine:
         self._poison = poison
         self._staged: dict[int, dict[str, Tensor]] = {}
         self._updated: dict[int, WeightCopy] = {}
-        self._losses: dict[int, Tensor] = {}
+        self._on_devices: dict[int, Tensor] = {}
         self.losses: dict[int, float] = {}
 
     def run(self, task: int) -> None:
@@ -116,7 +116,7 @@ class StepEngine:
     def fetch_loss(self, task: int) -> None:
         """Have the loss of the microbatch that a forward to the end was for, which is done."""
         number = int(self._program.microbatch[task])
-        self.losses[number] = float(self._losses[number])
+        self.losses[number] = float(self._on_devices[number])
 
     def close(self) -> None:
         """Let go of everything."""
@@ -151,7 +151,7 @@ class StepEngine:
             kept = computer.forward(op, self._step, modules, value, keep | {op.stop - 1})
             output = kept.pop(op.stop - 1) if op.stop - 1 not in keep else kept[op.stop - 1]
             if self._is_last(op):
-                self._note_loss(op, computer.loss_of(output, self._target(op, device)))
+                self._weighted_loss(op, device, output)
         else:
             graph, output = computer.forward_with_graph(
                 op,
@@ -184,19 +184,21 @@ class StepEngine:
             return lambda output: output
 
         def weighted_loss(output: Value) -> Tensor:
-            loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
-            if loss.ndim:
-                raise InputError(
-                    f"loss_fn: must return a mean, without dimensions; got {tuple(loss.shape)}"
-                )
-            loss = loss * self._parts[op.microbatch]
-            self._losses[op.microbatch] = loss.detach()
-            return loss
+            return self._weighted_loss(op, device, output)
 
         return weighted_loss
 
-    def _note_loss(self, op: Op, loss: Tensor) -> None:
-        self._losses[op.microbatch] = (loss * self._parts[op.microbatch]).detach()
+    def _weighted_loss(self, op: Op, device: int, output: Value) -> Tensor:
+        """A microbatch's part of the loss. What its forward made is what is read, and no recompute:
+        that may be under way then."""
+        loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
+        if loss.ndim:
+            raise InputError(
+                f"loss_fn: must return a mean, without dimensions; got {tuple(loss.shape)}"
+            )
+        loss = loss * self._parts[op.microbatch]
+        self._on_devices.setdefault(op.microbatch, loss.detach())
+        return loss
 
     def _backward(self, op: Op, device: int) -> None:
         graph: Graph = self._store.get(Key(SAVED, device, op.first, op.microbatch))
@@ -305,7 +307,7 @@ class StepEngine:
             self._machinery.transit.states_down(layer)
             return
         grads, pool = self._staged.pop(task), self._machinery.on_host
-        copies = {name: pool.copy(grad) for name, grad in grads.items()}
+        copies = dict(zip(grads, pool.copy(list(grads.values())), strict=True))
         if self._machinery.devices[device].type == "cuda":
             wait_asleep()
         self._book.add(layer, copies, task)

@@ -26,15 +26,19 @@ class HostPool:
 
     def copy(self, value: Value) -> Value:
         """A copy on the host, made on the current stream, which is the pool's again in the end."""
-        return map_tensors(self._copy, value)
+        pairs: list[tuple[Tensor, Tensor]] = []
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        if not tensor.numel():
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
-        read_on_current_stream(tensor)
-        target = self._place(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
-        copy_each([(target, tensor.detach())])
-        return target
+        def place(tensor: Tensor) -> Tensor:
+            if not tensor.numel():
+                return torch.empty(tensor.shape, dtype=tensor.dtype)
+            read_on_current_stream(tensor)
+            target = self._place(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+            pairs.append((target, tensor.detach()))
+            return target
+
+        places = map_tensors(place, value)
+        copy_each(pairs)
+        return places
 
     def _place(self, nbytes: int) -> Tensor:
         with self._lock:

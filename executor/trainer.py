@@ -37,10 +37,10 @@ from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .places import gpus_of, host_memory, threads_of_updates
 from .program_tables import ProgramTables
 from .run import Run
+from .short_turns import short_turns
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
-from .undisturbed import undisturbed
 from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
 from .weights import DeviceWeights, resident_copy
 
@@ -168,7 +168,7 @@ class Trainer:
         cuda = {device.index for device in gpus_of(self.devices)}
         try:
             # Layers draw from seeds of their own; whoever draws beside them is not to notice.
-            with undisturbed(), torch.random.fork_rng(sorted(cuda)):
+            with short_turns(), torch.random.fork_rng(sorted(cuda)):
                 largest = shares.index(max(shares))
                 ready = self._prepare(parts[0][largest], parts[1][largest])
                 tables = self._tables(ready.work)

@@ -1,6 +1,5 @@
 """The policies by name, and a user's own from a file."""
 
-import re
 import traceback
 from ast import literal_eval
 from dataclasses import fields, is_dataclass
@@ -65,31 +64,50 @@ def make_policy(name: str, **knobs: object) -> Policy:
 
 
 def split_names(text: str) -> list[str]:
-    """The names in a list with commas between; those in brackets are a name's own."""
-    names = re.split(r",(?![^\[]*\])", text)
+    """The names in a list with commas between; what stands in brackets is a name's own."""
+    names, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            names.append("")
+        else:
+            names[-1] += character
     return [name.strip() for name in names if name.strip()]
 
 
 def split_knobs(text: str) -> tuple[str, dict[str, Any]]:
-    """A policy's name and the knobs that stand behind it: "1f1b[partition=3 4, recompute=late]"."""
-    if not text.endswith("]"):
+    """A policy's name and the knobs that stand behind it: "1f1b[partition=3 4, recompute=late]".
+
+    Raises InputError for one that is no NAME=VALUE, or is there twice.
+    """
+    name, bracket, rest = text.partition("[")
+    if not bracket or not rest.endswith("]"):
         return text, {}
-    name, _, knobs = text[:-1].partition("[")
-    return name.strip(), dict(map(parse_knob, split_names(knobs)))
+    knobs: dict[str, Any] = {}
+    for each in split_names(rest[:-1]):
+        knob, value = parse_knob(each)
+        if knob in knobs:
+            raise InputError(f"{text}: {knob} is there twice")
+        knobs[knob] = _numbers(value) if knob.endswith("partition") else value
+    return name.strip(), knobs
 
 
 def parse_knob(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; a value of several numbers is a tuple. Raises InputError."""
-    name, equals, value = text.partition("=")
+    """NAME=VALUE; the value is Python's, or text. Raises InputError."""
+    name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name.isidentifier():
         raise InputError(f"a knob is set by NAME=VALUE, got {text!r}")
-    words = value.split()
-    if len(words) > 1 and all(word.isdecimal() for word in words):
-        return name, tuple(map(int, words))
     try:
         return name, literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value
+
+
+def _numbers(value: Any) -> Any:
+    """A cut that is written as several numbers, or one, as a tuple."""
+    words = str(value).split()
+    short = all(word.isdecimal() and len(word) < 10 for word in words)
+    return tuple(map(int, words)) if words and short else value
 
 
 def known_knobs(policy: str | type) -> tuple[str, ...]:

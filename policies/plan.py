@@ -32,7 +32,8 @@ class Plan:
 
     late_recompute: an `R` waits for the gradient that its `B` needs; else only for its input.
     weights: `resident`, each layer on the one device that runs it; `streamed`, uploaded from the
-        host for every visit (a run of ops of one device on the same layers) and freed after it.
+        host for every visit (a run of ops of one device on the same layers, and before it any
+        forwards of some of these layers at a time) and freed after it.
     optimizer: `sync`, the next step uses this step's update; `stale`, the one after it does.
     optimizer_on: where states live and updates run; for streamed weights and `device`, states
         pass through the device.

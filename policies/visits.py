@@ -22,7 +22,8 @@ class Visits:
 
     `first_row` and `last_row` are its ops' ends in the OpTable. `first_grad` and `last_grad` are
     its first and last op that makes weight gradients, -1 for a visit that makes none.
-    Resident weights have one visit a step and layer range, streamed ones one a run of ops.
+    Resident weights have one visit a step and layer range, streamed ones one a run of ops, with the
+    forwards of some of its layers that come before.
     """
 
     device: Ints
@@ -73,7 +74,10 @@ class Visits:
         return repeated, self.stop[repeated] - 1 - inside
 
     def first_uses(self, table: OpTable, visit: Ints, layer: Ints) -> Ints:
-        """The first op of each of these visits that works on the layer beside it."""
+        """The first op of each of these visits that works on the layer beside it.
+
+        It is among the first few: looks at all visits' first ops, then at those behind them.
+        """
         use = self.first_row[visit].copy()
         late = np.arange(len(use))
         while len(late):
@@ -94,31 +98,35 @@ class Visits:
 
 
 def _runs(table: OpTable) -> Ints:
+    """The visit of each row, where weights are streamed."""
     columns = np.stack((table.device, table.step, table.first, table.stop))
     changes = (columns[:, 1:] != columns[:, :-1]).any(axis=0)
-    return np.concatenate(([0], np.cumsum(_between_visits(table, changes))))[: len(table.kind)]
+    if not len(table.kind):
+        return np.zeros(0, dtype=np.int64)
+    run = np.concatenate(([0], np.cumsum(changes)))
+    begins = np.flatnonzero(np.concatenate(([True], changes)))
+    return np.concatenate(([0], np.cumsum(~_joins_the_next(table, begins))))[run]
 
 
-def _between_visits(table: OpTable, changes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of the changes between rows those that do not come inside of a visit.
+def _joins_the_next(table: OpTable, begins: Ints) -> NDArray[np.bool_]:
+    """Of runs of ops on the same layers, but the last one: whether it begins the next one's visit.
 
-    Forwards of some layers belong to the visit that begins with the forward of more behind them.
+    So does a run of nothing but forwards of some of the layers, before a forward of all of them,
+    or before a run that does, too.
     """
-    before, after = np.flatnonzero(changes), np.flatnonzero(changes) + 1
-    same = (table.device[before] == table.device[after]) & (table.step[before] == table.step[after])
-    both = same & table.is_kind(F)[before] & table.is_kind(F)[after]
-    result = changes.copy()
-    whole = None
-    for row, joins in zip(before[::-1].tolist(), both[::-1].tolist(), strict=True):
-        if not joins:
-            whole = None
-            continue
-        whole = whole or (int(table.first[row + 1]), int(table.stop[row + 1]))
-        if whole[0] <= table.first[row] and table.stop[row] <= whole[1]:
-            result[row] = False
-        else:
-            whole = None
-    return result
+    forward = table.is_kind(F)
+    only = np.logical_and.reduceat(forward, begins)
+    place = np.stack((table.device, table.step))[:, begins]
+    beside = (place[:, 1:] == place[:, :-1]).all(axis=0)
+    may = beside & only[:-1] & forward[begins[1:]]
+    joins = np.zeros(len(may), dtype=np.bool_)
+    first, stop = table.first[begins], table.stop[begins]
+    for run in np.flatnonzero(may)[::-1].tolist():
+        whole = run + 1
+        while whole < len(joins) and joins[whole]:
+            whole += 1
+        joins[run] = first[whole] <= first[run] and stop[run] <= stop[whole]
+    return joins
 
 
 def _same_layers(table: OpTable) -> Ints:

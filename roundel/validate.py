@@ -78,7 +78,7 @@ class Validation:
         """All of it in plain values."""
         return {
             "policy": self.name,
-            "predicted": measure(self.alone).to_json(self.name),
+            "predicted_alone": measure(self.alone).to_json(self.name),
             "resimulated": self.resimulated.metrics.to_json(self.name),
             "measured": measure(self.run.timeline).to_json(self.name),
             "step_s": {

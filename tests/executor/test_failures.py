@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import roundel
+from roundel.executor.engine import StepEngine
 from roundel.executor.lanes import LaneThread
+from roundel.executor.run import Run
 from roundel.executor.trainer import NotANumber, Trainer
 from roundel.executor.transit import Transit
 
@@ -50,11 +52,13 @@ class Custom(RuntimeError):
     """An error of the user's."""
 
 
-def make(layers: list[nn.Module], policy: roundel.Policy, **options: object) -> Trainer:
+def make(
+    layers: list[nn.Module], policy: roundel.Policy, loss_fn: Any = mse, **options: object
+) -> Trainer:
     options.setdefault("optimizer", toy.ADAMW)
     return Trainer(
         layers,
-        mse,
+        loss_fn,
         policy=policy,
         devices=toy.devices(3),
         microbatches=4,
@@ -152,6 +156,50 @@ def test_a_failing_loss_is_raised_and_a_closed_trainer_says_so() -> None:
     trainer.close()
     with pytest.raises(roundel.InputError, match="this trainer is closed"):
         trainer.step(*toy.vectors()[0])
+
+
+@pytest.mark.parametrize("recompute", ["none", "early", "late"])
+def test_a_loss_with_dimensions_is_refused_wherever_it_is_seen_first(recompute: Any) -> None:
+    policy = roundel.GPipe(recompute=recompute)
+    with pytest.raises(roundel.InputError, match="must return a mean, without dimensions"):
+        make(toy.blocks(), policy, lambda output, goal: (output - goal).pow(2).mean(0)).step(
+            *toy.vectors()[0]
+        )
+    assert not ours()
+
+
+@pytest.mark.parametrize("policy", toy.every_policy(recompute="early"), ids=repr)
+def test_the_loss_is_the_forwards_and_read_when_it_is_there(
+    policy: roundel.Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recompute's would be the same number, but it may be under way when it is read."""
+    seen: list[int] = []
+    wait_for, fetch = Run.wait_for, StepEngine.fetch_loss
+
+    def waited(run: Run, tasks: Iterable[int]) -> None:
+        tasks = list(tasks)
+        seen.extend(tasks)
+        wait_for(run, tasks)
+
+    def fetched(engine: StepEngine, task: int) -> None:
+        assert task in seen
+        time.sleep(0.02)
+        fetch(engine, task)
+
+    def forward_alone(output: Tensor, goal: Tensor) -> Tensor:
+        return mse(output, goal) + (1.0 if output.requires_grad else 0.0)
+
+    monkeypatch.setattr(Run, "wait_for", waited)
+    monkeypatch.setattr(StepEngine, "fetch_loss", fetched)
+    batch = toy.vectors()[0]
+    expected = toy.plain(toy.blocks(), mse, [batch])[0][0]
+    with make(toy.blocks(), policy, forward_alone) as trainer:
+        loss = trainer.step(*batch).loss
+        assert trainer._ready is not None
+        ops = [op for ops in policy.plan(trainer._ready.work, 0).devices for op in ops]
+    # Where the last layers are not recomputed it is their forward that keeps a graph.
+    recomputed = any(op.kind == "R" and op.stop == len(toy.blocks()) for op in ops)
+    assert loss == pytest.approx(expected + (0.0 if recomputed else 1.0), abs=1e-9)
 
 
 def test_nothing_starts_before_the_first_step_and_all_ends_at_close() -> None:

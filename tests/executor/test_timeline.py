@@ -110,3 +110,19 @@ def test_tokens_per_second_are_those_of_the_whole_step() -> None:
         result = trainer.step(*toy.vectors(size=10)[0])
     seconds = result.timeline.makespan_ns / 1e9
     assert result.tokens_per_s == pytest.approx(10 / seconds)
+
+
+def test_how_the_host_kept_up_with_each_op() -> None:
+    """On the CPU an op has ended as soon as it is launched, and its launch takes all its time."""
+    with make(roundel.RoundRobin(**toy.CUTS), 2, 3) as trainer:
+        result = trainer.step(*toy.vectors()[0])
+        spans = [each for each in result.timeline.spans() if each.lane.kind == "compute"]
+        launches = result.launches
+    assert [each.kind for each in launches] == [
+        span.kind for span in sorted(spans, key=lambda span: (span.lane.name, span.start_ns))
+    ]
+    by_lane = sorted(spans, key=lambda span: (span.lane.name, span.start_ns))
+    for launch, span in zip(launches, by_lane, strict=True):
+        assert launch.lane == span.lane.name
+        assert 0 < launch.host_ns <= span.end_ns - span.start_ns
+        assert 0 < launch.lead_ns < span.end_ns

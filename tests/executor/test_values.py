@@ -52,3 +52,26 @@ def test_the_same_memory_stays() -> None:
     target = torch.zeros(4)
     copy_each([(value, value.detach()), (target, value)])
     assert torch.equal(target, value)
+
+
+def test_two_pieces_are_under_way_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other streams copy meanwhile is behind no more than these."""
+    events: list[str] = []
+
+    class Noted:
+        def __init__(self) -> None:
+            self.number = sum(each.startswith("copy") for each in events)
+
+        def block(self) -> None:
+            events.append(f"wait {self.number}")
+
+    def copy(piece: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        events.append(f"copy {sum(each.startswith('copy') for each in events) + 1}")
+
+    monkeypatch.setattr(values, "PIECE_BYTES", 25)
+    monkeypatch.setattr(values, "gpus_of", lambda devices: {torch.device("cuda:0")})
+    monkeypatch.setattr(values, "mark_now", lambda device: Noted())
+    monkeypatch.setattr(values, "_copy_at_once", copy)
+    there = torch.empty(100, dtype=torch.uint8, device="meta")
+    copy_each([(there, torch.zeros(100, dtype=torch.uint8))])
+    assert events == ["copy 1", "copy 2", "wait 1", "copy 3", "wait 2", "copy 4"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from roundel.policies.catalog import POLICIES, known_knobs, make_policy, split_names
+from roundel.policies.catalog import POLICIES, known_knobs, make_policy, split_knobs, split_names
 from roundel.policies.policy import Policy
 from roundel.traces.errors import InputError
 
@@ -96,17 +96,37 @@ def test_knobs_are_set() -> None:
 
 
 def test_a_name_may_bring_knobs_which_come_first() -> None:
-    text = "1f1b, zb-h1 ,round-robin[optimizer=stale, partition=1 2, round_size=4],file.py:A[b=c,d]"
+    own = "round-robin[optimizer= stale, partition=1 2, backward_partition=(2, 1), round_size=4]"
+    text = f"1f1b, zb-h1 ,{own},file.py:A[b=[1,2],c={{3: 4}}]"
     names = split_names(text)
-    own = "round-robin[optimizer=stale, partition=1 2, round_size=4]"
-    assert names == ["1f1b", "zb-h1", own, "file.py:A[b=c,d]"]
-    made = make_policy(names[2], optimizer="sync", recompute="late")
+    assert names == ["1f1b", "zb-h1", own, "file.py:A[b=[1,2],c={3: 4}]"]
+    assert split_knobs(names[3]) == ("file.py:A", {"b": [1, 2], "c": {3: 4}})
+    made = make_policy(own, optimizer="sync", recompute="late")
     assert made == POLICIES["round-robin"](
-        optimizer="stale", partition=(1, 2), round_size=4, recompute="late"
+        optimizer="stale",
+        partition=(1, 2),
+        backward_partition=(2, 1),
+        round_size=4,
+        recompute="late",
     )
-    assert known_knobs(names[2]) == known_knobs("round-robin")
-    assert refusal("1f1b[chunks=2]").startswith("1f1b: no knob 'chunks'")
-    assert refusal("1f1b[late]") == "a knob is set by NAME=VALUE, got 'late'"
+    assert make_policy("1f1b[partition=5]") == POLICIES["1f1b"](partition=(5,))
+    assert known_knobs(own) == known_knobs("round-robin")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("1f1b[chunks=2]", "1f1b: no knob 'chunks'"),
+        ("1f1b[late]", "a knob is set by NAME=VALUE, got 'late'"),
+        ("1f1b[clip=True,clip=False]", "clip is there twice"),
+        ("1f1b]", "no policy '1f1b]'"),
+        ("1f1b[clip=True", "no policy '1f1b[clip=True'"),
+        ("1f1b[clip={[]:1}]", "1f1b: "),
+        (f"1f1b[partition=1 {'9' * 5000}]", "1f1b: "),
+    ],
+)
+def test_knobs_behind_a_name_that_are_wrong(name: str, message: str) -> None:
+    assert message in refusal(name)
 
 
 def test_an_unknown_policy_lists_the_known() -> None:

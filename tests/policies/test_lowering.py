@@ -105,13 +105,33 @@ def test_a_visit_may_begin_with_forwards_of_some_of_its_layers() -> None:
     assert np.count_nonzero(weights & (program.buffers.pool == 0)) == 5
 
 
-def test_what_looks_like_pieces_of_another_visit_is_a_visit() -> None:
-    """A forward of other layers ends a visit; only forwards are pieces."""
+def test_pieces_wait_for_their_own_layers_updates_of_the_step_before() -> None:
     rules = {"weights": "streamed", "optimizer_on": "host", "activations": "host"}
-    ops = "0:1F0 0:1F1 1:2F0 1:2F1 1:3R0"  # 1:3 begins with a recompute.
-    table = OpTable.of([plan_of(ops, **rules)], make_work(3, 1, 2, **BYTES))
-    assert Visits.of(table).first.tolist() == [0, 1, 1]
-    assert Visits.of(table).stop.tolist() == [1, 2, 3]
+    plan = plan_of(IN_PIECES, **rules)
+    found = dependencies(lower([plan, plan], make_work(3, 1, 2, **BYTES)))
+    waits = {(update, op) for update, op in found if update.startswith("update") and "F" in op}
+    assert waits == {("update 0", "0:1F0"), ("update 1", "1:2F0"), ("update 2", "2:3F0")}
+
+
+@pytest.mark.parametrize(
+    ("ops", "visits"),
+    [
+        ("0:1F0 1:2F0 0:2F1", ["0:2"]),
+        ("0:1F0 0:1F1 0:2F2", ["0:2"]),
+        # A forward of other layers ends a visit.
+        ("0:1F0 0:1F1 1:2F0 1:3F1", ["0:1", "1:3"]),
+        # Only forwards begin another's visit, and only a forward of all is begun.
+        ("0:1F0 0:1F1 1:2F0 1:2F1 1:3R0", ["0:1", "1:2", "1:3"]),
+        ("0:1F0 0:1B0 0:1F1 0:2F2", ["0:1", "0:2"]),
+        ("0:2F0 0:1F1 1:2F1", ["0:2", "0:1", "1:2"]),
+    ],
+)
+def test_what_begins_a_visit(ops: str, visits: list[str]) -> None:
+    rules = {"weights": "streamed", "optimizer_on": "host", "activations": "host"}
+    found = Visits.of(OpTable.of([plan_of(ops, **rules)], make_work(3, 1, 3, **BYTES)))
+    assert [
+        f"{first}:{stop}" for first, stop in zip(found.first, found.stop, strict=True)
+    ] == visits
 
 
 def test_uploads_wait_for_room_and_for_the_update_of_the_step_before() -> None:

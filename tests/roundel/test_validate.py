@@ -103,7 +103,7 @@ def test_knobs_of_one_policy_stand_behind_its_name(
     assert [sync["policy"], stale["policy"]] == names
     assert (out / "round-robin-optimizer-stale.png").is_file()
     # What is predicted of it alone lasts until its last update; among others it is shorter.
-    assert stale["step_s"]["predicted"] < stale["predicted"]["step_s"]
+    assert stale["step_s"]["predicted"] < stale["predicted_alone"]["step_s"]
     assert stale["resimulated"]["steps"] > sync["resimulated"]["steps"] == 1
 
 
