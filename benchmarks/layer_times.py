@@ -82,8 +82,9 @@ def same_elsewhere(
     return work
 
 
-def copies(device: torch.device, up: bool, nbytes: int = 2**29) -> Callable[[], object]:
+def copies(device: torch.device, up: bool) -> Callable[[], object]:
     """A large copy to or from the host, as states are moved, until it is done."""
+    nbytes = 2**29 if device.type == "cuda" else 2**20
     host = host_bytes(nbytes, pin=device.type == "cuda")
     there = torch.zeros(nbytes, dtype=torch.uint8, device=device)
     stream = make_stream(device)
