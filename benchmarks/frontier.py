@@ -36,7 +36,7 @@ from roundel.analysis.timeline_picture import draw_timeline
 from roundel.api import Simulation, simulate_work
 from roundel.auto import choose
 from roundel.executor.places import count_peaks_anew
-from roundel.executor.training_setup import is_out_of_memory
+from roundel.executor.training_setup import is_out_of_memory, set_rate
 from roundel.policies.policy import Policy, policy_name
 from roundel.policies.work import Work
 from roundel.traces.errors import InputError
@@ -152,7 +152,9 @@ def train(
     losses, seconds, before = [], [], 0
     with job.trainer(policy, work) as trainer:
         batch = job.batches.batch(0)
-        for _ in range(arguments.steps):
+        for number in range(arguments.steps):
+            rises = min(1.0, (number + 1) / max(1, arguments.warmup))
+            set_rate(trainer.optimizer, arguments.lr * rises)
             start = time.perf_counter()
             result = trainer.step(*batch)
             seconds.append(time.perf_counter() - start)
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("--optim", default="AdamW")
     parser.add_argument("--optim-options", default="{}", help="JSON")
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--warmup", type=int, default=0, help="steps over which the rate rises")
     parser.add_argument("--devices", default="cuda:0")
     parser.add_argument("--memory", default="24GiB")
     parser.add_argument("--host-memory")
