@@ -9,15 +9,14 @@ another. Prints milliseconds, against the first row. Without a GPU the CPU stand
 """
 
 import argparse
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from about import about
-from training_common import devices_of
+from training_common import devices_of, dtype_of
 
 from roundel.executor.decoder import decoder_layers
 from roundel.executor.host_memory import host_bytes
@@ -25,7 +24,7 @@ from roundel.executor.layers import Layers
 from roundel.executor.measure import ADAM
 from roundel.executor.measure_layer import LayerRun
 from roundel.executor.presets import PRESETS
-from roundel.executor.short_turns import SWITCH_S
+from roundel.executor.short_turns import short_turns
 from roundel.executor.streams import make_stream
 from roundel.executor.values import as_leaves, copy_each
 
@@ -35,15 +34,13 @@ BLOCK = 1
 
 def layer_run(layers: Layers, device: torch.device, arguments: argparse.Namespace) -> LayerRun:
     """A block on a device, in the dtype that is computed in."""
-    return LayerRun(
-        layers.modules[BLOCK], layers, BLOCK, device, getattr(torch, arguments.dtype), None
-    )
+    return LayerRun(layers.modules[BLOCK], layers, BLOCK, device, dtype_of(arguments), None)
 
 
 def inputs(layers: Layers, device: torch.device, arguments: argparse.Namespace) -> torch.Tensor:
     """What comes out of the embedding."""
     shape = (arguments.sequences, arguments.sequence, layers.modules[0].table.weight.shape[1])
-    return torch.randn(shape, device=device).to(getattr(torch, arguments.dtype))
+    return torch.randn(shape, device=device).to(dtype_of(arguments))
 
 
 @contextmanager
@@ -110,7 +107,6 @@ def main() -> None:
     arguments = parser.parse_args()
     devices = devices_of(arguments)
     about()
-    sys.setswitchinterval(SWITCH_S)
     preset = PRESETS[arguments.model]
     shape = replace(preset.shape, layers=1)
     layers = Layers(
@@ -131,8 +127,7 @@ def main() -> None:
     print(f"{'':28} {'forward':>9} {'backward':>9} {'both':>9}")
     first = 0.0
     for name, warm_s, works in ways:
-        with ExitStack() as stack:
-            stack.enter_context(beside(works))
+        with beside(works), short_turns():
             run.warm_up(value, True, warm_s)
             cost, _, _ = run.measure(value, True, ADAM, arguments.repeats, False)
         times = [each / 1e6 for each in (cost.forward_ns, cost.backward_ns)]

@@ -30,7 +30,7 @@ from training_common import WARM_UP, batches, devices_of, timed
 
 import roundel
 from roundel.executor.places import gpus_of
-from roundel.executor.step_result import LATE_NS, Launch
+from roundel.executor.step_result import Launch
 from roundel.policies.lowering import lower
 from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import KINDS, Timeline
@@ -90,7 +90,7 @@ def kinds_of(
     late: dict[str, int] = defaultdict(int)
     for each in launches:
         hosts[f"{each.lane} {each.kind}"].append(each.host_ns / 1e6)
-        late[f"{each.lane} {each.kind}"] += each.lead_ns < LATE_NS
+        late[f"{each.lane} {each.kind}"] += each.late
     for key, times in _times(measured).items():
         expected = expected_times.get(key, [0.0])
         rows[key] = {

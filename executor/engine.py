@@ -17,7 +17,7 @@ from .layers import Layers, WeightCopy
 from .masters import Masters
 from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
-from .streams import CpuMark, Stream, mark_now, wait_asleep
+from .streams import CpuMark, Stream, mark_now
 from .transit import Transit
 from .values import Value, copied, detached, moved, read_on_current_stream, tensors_of
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
@@ -183,10 +183,7 @@ class StepEngine:
         if not self._is_last(op):
             return lambda output: output
 
-        def weighted_loss(output: Value) -> Tensor:
-            return self._weighted_loss(op, device, output)
-
-        return weighted_loss
+        return partial(self._weighted_loss, op, device)
 
     def _weighted_loss(self, op: Op, device: int, output: Value) -> Tensor:
         """A microbatch's part of the loss. What its forward made is what is read, and no recompute:
@@ -308,8 +305,7 @@ class StepEngine:
             return
         grads, pool = self._staged.pop(task), self._machinery.on_host
         copies = dict(zip(grads, pool.copy(list(grads.values())), strict=True))
-        if self._machinery.devices[device].type == "cuda":
-            wait_asleep()
+        mark_now(self._machinery.devices[device]).block()
         self._book.add(layer, copies, task)
 
     def _weights(self, device: int, layer: int) -> WeightCopy:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .host_memory import host_bytes
 from .layers import Layout
 from .places import gpus_of
+from .streams import mark_now
 from .values import copy_each
 
 
@@ -54,4 +55,4 @@ class HostCopies:
         masters = {name: self._parameters[name].data for name in self.named(step)}
         copy_each([(view, masters[name]) for name, view in self.named(step).items()])
         for device in gpus_of(each.device for each in masters.values()):
-            torch.cuda.current_stream(device).synchronize()
+            mark_now(device).block()

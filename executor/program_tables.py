@@ -25,7 +25,9 @@ class ProgramTables:
         self.allocs = _by_alloc(program)
         self.splits = bool((program.kind == KIND_CODE["I"]).any())
         self.parts = _parts(program)
-        self.weights_end = _weights_end(program)
+        last_ops = _last_ops(program)
+        self.weights_end = _weights_end(program, last_ops)
+        self.ungated = _ungated_uploads(program, self.parts, last_ops)
         self.weights_down, self.states_down = _ways_down(program)
         self.update_of = _update_of(program)
         returns = self.weights_down | self.states_down
@@ -48,7 +50,7 @@ class ProgramTables:
         they are down.
         """
         result: dict[int, list[int]] = {}
-        for device, visits in _ungated_uploads(self.program, self.parts).items():
+        for device, visits in self.ungated.items():
             ends = earlier.visit_ends.get(device, [])
             for number, uploads in enumerate(visits[:AT_A_TIME]):
                 place = len(ends) - AT_A_TIME + number
@@ -106,11 +108,11 @@ def _last_ops(program: Program) -> dict[int, int]:
     return last
 
 
-def _weights_end(program: Program) -> dict[int, list[tuple[int, int]]]:
+def _weights_end(program: Program, last_ops: dict[int, int]) -> dict[int, list[tuple[int, int]]]:
     """(device, layer) of the streamed weights that each op is the last to compute with."""
     buffers = program.buffers
     ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for buffer, task in _last_ops(program).items():
+    for buffer, task in last_ops.items():
         ends[task].append((int(buffers.pool[buffer]), int(buffers.layer[buffer])))
     return ends
 
@@ -147,13 +149,15 @@ def _visit_ends(
     return dict(ends)
 
 
-def _ungated_uploads(program: Program, parts: dict[int, int]) -> dict[int, list[list[int]]]:
+def _ungated_uploads(
+    program: Program, parts: dict[int, int], last_ops: dict[int, int]
+) -> dict[int, list[list[int]]]:
     """By device and visit, in order, the weight uploads that wait for no op of their step."""
     gated = set(program.dep_after[_is_op(program, program.dep_before)].tolist())
     place = np.empty(len(program), dtype=np.int64)
     place[program.lane_tasks] = np.arange(len(program))
     visits: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for buffer, op in _last_ops(program).items():
+    for buffer, op in last_ops.items():
         first = int(program.buffers.alloc[buffer])
         for upload in range(first, first + parts[first]):
             if upload not in gated:

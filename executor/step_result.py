@@ -21,6 +21,11 @@ class Launch(NamedTuple):
     host_ns: int
     lead_ns: int
 
+    @property
+    def late(self) -> bool:
+        """Whether its device waited for the host."""
+        return self.lead_ns < LATE_NS
+
 
 class StepResult:
     """What one step came to."""

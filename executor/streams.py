@@ -173,11 +173,3 @@ def mark_now(device: torch.device) -> Mark:
 def make_stream(device: torch.device, urgent: bool = False) -> Stream:
     """A stream of its own on `device`; `urgent` kernels go before those of other streams."""
     return CudaStream(device, urgent) if device.type == "cuda" else CpuStream()
-
-
-def wait_asleep() -> None:
-    """Wait for all so far on the current CUDA stream, asleep.
-
-    A stream's own `synchronize` spins in the driver, and whoever launches meanwhile is held up.
-    """
-    CudaMark(torch.cuda.current_stream()).block()

@@ -11,7 +11,7 @@ from .host_memory import host_bytes
 from .layers import Layers, WeightCopy
 from .masters import Masters
 from .quantised import parts_of, rebuilt
-from .streams import Stream, wait_asleep
+from .streams import Stream, mark_now
 from .values import copy_each, read_on_current_stream
 
 
@@ -133,7 +133,7 @@ class Transit:
 
     def _wait(self) -> None:
         if self._pin:
-            wait_asleep()
+            mark_now(torch.device("cuda")).block()
 
     def _trained(self, layer: int) -> dict[str, nn.Parameter]:
         owned = self._layers.owned_by(layer)

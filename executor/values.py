@@ -101,11 +101,11 @@ def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
         _copy_at_once(pairs)
         return
     under_way: deque[Mark] = deque()
-    for piece in in_pieces(pairs, PIECE_BYTES):
+    for number, piece in enumerate(in_pieces(pairs, PIECE_BYTES)):
+        under_way += map(mark_now, gpus_of(devices) if number else ())
         if len(under_way) == PIECES_AHEAD:
             under_way.popleft().block()
         _copy_at_once(piece)
-        under_way += map(mark_now, gpus_of(devices))
 
 
 def _copy_at_once(pairs: list[tuple[Tensor, Tensor]]) -> None:

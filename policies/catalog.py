@@ -96,7 +96,7 @@ def parse_knob(text: str) -> tuple[str, Any]:
     """NAME=VALUE; the value is Python's, or text. Raises InputError."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name.isidentifier():
-        raise InputError(f"a knob is set by NAME=VALUE, got {text!r}")
+        raise InputError(f"write NAME=VALUE, got {text!r}")
     try:
         return name, literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

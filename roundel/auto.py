@@ -155,7 +155,8 @@ def _no_winner(
     kind = InputError if short_of == {HOST} else NothingFits
     if last or kind is InputError:
         nearest_first = sorted(worst, key=lambda each: each[0].over_share)
-        would = remedy(short_of, work, {each.name: each.policy for _, each in nearest_first}, say)
+        likeliest = {each.name: each.policy for _, each in nearest_first}
+        would = remedy(short_of, work, likeliest, STEPS, say)
         said[-1] += f"; by simulation {would}" if would else ""
     return kind(f"policy auto: none fits the memory; the nearest, {'; or '.join(said)}")
 

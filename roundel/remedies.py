@@ -1,6 +1,6 @@
 """What would fit where nothing does: shorter samples, or states of fewer bits; simulated."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 
@@ -8,9 +8,10 @@ from .analysis.units import human_bytes
 from .api import Simulation, simulate_work
 from .policies.policy import Policy
 from .policies.work import Work
+from .throughput import scaled_trace
 from .traces.errors import InputError
 from .traces.machine import HOST
-from .traces.trace import LayerCost
+from .traces.trace import LayerCost, Trace
 
 SHARES = {"half": Fraction(1, 2), "a quarter": Fraction(1, 4), "an eighth": Fraction(1, 8)}
 
@@ -20,30 +21,30 @@ STATES = {
 }
 """Bytes a parameter of optimizers that keep no float32 masters: two moments and their scales."""
 
-UPDATE_BYTES, SLICE = 24, 2**27
-"""Room that their updates take on a device: bytes a parameter, of so many at a time."""
-
-_TIMES = ("forward_ns", "backward_ns", "recompute_ns", "backward_input_ns", "backward_weight_ns")
-_TOKENS = (*_TIMES, "output_bytes", "saved_bytes", "workspace_bytes")
-
+UPDATE_BYTES = 24
+"""Room that their updates take on a device: bytes a parameter, of a slice at a time."""
 
 MOST = 4
 """Of how many policies it is tried what would have them fit."""
 
 
 def remedy(
-    short_of: set[str], work: Work, policies: Mapping[str, Policy], say: Callable[[str], None]
+    short_of: set[str],
+    work: Work,
+    policies: Mapping[str, Policy],
+    steps: int,
+    say: Callable[[str], None],
 ) -> str:
     """What would have the first of the policies fit that can be helped; nothing, if none can.
 
-    short_of: names of the memories that are too small. policies: the likeliest ones first. Calls
-    `say` before each simulation.
+    short_of: names of the memories that are too small. policies: the likeliest ones first. steps:
+    to simulate, back to back. Calls `say` before each simulation.
     """
-    for what, other, chosen in _tries(short_of, work, policies):
+    for what, trace, chosen in _tries(short_of, work.trace, policies):
         for name, policy in list(chosen.items())[:MOST]:
             say(f"simulating {name} {what}")
             try:
-                found = simulate_work(other, policy, 1, name)
+                found = simulate_work(replace(work, trace=trace), policy, steps, name)
             except InputError:
                 continue
             if found.metrics.fits:
@@ -52,8 +53,8 @@ def remedy(
 
 
 def _tries(
-    short_of: set[str], work: Work, policies: Mapping[str, Policy]
-) -> Iterator[tuple[str, Work, Mapping[str, Policy]]]:
+    short_of: set[str], trace: Trace, policies: Mapping[str, Policy]
+) -> Iterator[tuple[str, Trace, Mapping[str, Policy]]]:
     if HOST in short_of:
         through = {
             name: each
@@ -61,39 +62,27 @@ def _tries(
             if getattr(each, "optimizer_on", None) == "device"
         }
         for optimizer, state in STATES.items():
-            layers = [_with_states(each, state) for each in work.trace.layers]
-            if _less(layers, work):
+            layers = tuple(_with_states(each, state) for each in trace.layers)
+            if _states(layers) < _states(trace.layers):
                 what = f"with --dtype bfloat16 --optim {optimizer}"
-                yield what, _with_layers(work, layers), through
+                yield what, trace.model_copy(update={"layers": layers}), through
     if short_of - {HOST}:
         for what, share in SHARES.items():
-            layers = [_with_tokens(each, share) for each in work.trace.layers]
-            yield f"with {what} of the tokens in a sample", _with_layers(work, layers), policies
-
-
-def _with_layers(work: Work, layers: Sequence[LayerCost]) -> Work:
-    return replace(work, trace=work.trace.model_copy(update={"layers": tuple(layers)}))
-
-
-def _with_tokens(cost: LayerCost, share: Fraction) -> LayerCost:
-    """A layer on so many of its tokens: what grows with them becomes less by that share."""
-    known = {name: getattr(cost, name) for name in _TOKENS}
-    return cost.model_copy(
-        update={name: int(value * share) for name, value in known.items() if value is not None}
-    )
+            yield f"with {what} of the tokens in a sample", scaled_trace(trace, share), policies
 
 
 def _with_states(cost: LayerCost, state: float) -> LayerCost:
     """A layer whose optimizer keeps so many bytes a parameter, and is updated on a device."""
+    from .executor.slices import MOST as SLICE
+
     count = cost.params_to_update
     room = UPDATE_BYTES * min(count, SLICE)
     kept = min(cost.optimizer_bytes, int(state * count))
     return cost.model_copy(update={"optimizer_bytes": kept, "update_workspace_bytes": room})
 
 
-def _less(layers: Sequence[LayerCost], work: Work) -> bool:
-    before = sum(each.optimizer_bytes for each in work.trace.layers)
-    return sum(each.optimizer_bytes for each in layers) < before
+def _states(layers: Iterable[LayerCost]) -> int:
+    return sum(each.optimizer_bytes for each in layers)
 
 
 def _needs(found: Simulation) -> str:

@@ -158,12 +158,10 @@ def run(job: "Job", work: Work, policy: Policy, steps: int) -> Measured:
 
 
 def _late(launches: list["Launch"]) -> dict[str, tuple[int, int]]:
-    from .executor.step_result import LATE_NS
-
-    leads: dict[str, list[int]] = {}
+    late: dict[str, list[bool]] = {}
     for each in launches:
-        leads.setdefault(each.lane, []).append(each.lead_ns)
-    return {lane: (sum(lead < LATE_NS for lead in mine), len(mine)) for lane, mine in leads.items()}
+        late.setdefault(each.lane, []).append(each.late)
+    return {lane: (sum(mine), len(mine)) for lane, mine in late.items()}
 
 
 @dataclass(frozen=True)

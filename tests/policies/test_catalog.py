@@ -117,7 +117,7 @@ def test_a_name_may_bring_knobs_which_come_first() -> None:
     ("name", "message"),
     [
         ("1f1b[chunks=2]", "1f1b: no knob 'chunks'"),
-        ("1f1b[late]", "a knob is set by NAME=VALUE, got 'late'"),
+        ("1f1b[late]", "write NAME=VALUE, got 'late'"),
         ("1f1b[clip=True,clip=False]", "clip is there twice"),
         ("1f1b]", "no policy '1f1b]'"),
         ("1f1b[clip=True", "no policy '1f1b[clip=True'"),

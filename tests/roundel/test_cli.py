@@ -145,7 +145,7 @@ WRONG = [
     (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --hop-ms nan", "--hop-ms: must be a time"),
     (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --plot /no/where.png", "there is no folder /no"),
     (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --machine nope", "nope: no such file"),
-    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --set x", "--set: a knob is set by NAME=VALUE"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --set x", "--set: write NAME=VALUE"),
     (f"simulate {TRACE} --policy zb-v -d 2 -m 4", "does not split its backward"),
     (f"simulate {TRACE} --policy round-robin -d 2 -m 4 --recompute none", "must recompute"),
     (f"simulate {TRACE} --policy round-robin -d 2 -m 4 --partition 29", "give both cuts"),

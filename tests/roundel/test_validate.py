@@ -114,7 +114,7 @@ def test_knobs_of_one_policy_stand_behind_its_name(
         (f"validate {SMALL} --policies gpipe,gpipe", "gpipe is named twice"),
         (f"validate {SMALL} --policies ,", "name at least one"),
         (f"validate {SMALL} --policies gpipe[chunks=2]", "gpipe: no knob 'chunks'"),
-        (f"validate {SMALL} --policies gpipe[chunks]", "a knob is set by NAME=VALUE"),
+        (f"validate {SMALL} --policies gpipe[chunks]", "write NAME=VALUE, got 'chunks'"),
         (f"validate {SMALL} --policies gpipe --chunks 2", "chunks: no policy among gpipe"),
         (f"validate {SMALL} --policies gpipe -o /dev/null/x", "cannot make this folder"),
         (f"validate {SMALL} --policies round-robin --memory 10KB", "none of them could run"),

@@ -128,14 +128,11 @@ def test_the_head_works_in_parts_as_large_as_the_executors(example: dict[str, An
 def test_the_document_has_what_the_script_prints(
     example: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two of its models, for all of them take minutes."""
-    models = ["qwen3-1.7b", "qwen3-14b"]
-    example["main"](["--markdown", "--models", ",".join(models)])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    document = (ROOT / "docs" / "what-fits.md").read_text().splitlines()
-    assert [row for row in rows if row not in document] == []
-    of_these = [line for line in document if any(line.startswith(f"| {name} ") for name in models)]
-    assert [row for row in rows if row.startswith("| qwen")] == of_these
+    example["main"](["--markdown"])
+    memory, contexts = capsys.readouterr().out.strip().split("\n\n")
+    document = (ROOT / "docs" / "what-fits.md").read_text()
+    assert memory in document
+    assert contexts in document
 
 
 def test_tables_and_the_picture_of_one_model(
