@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -9,6 +10,9 @@ from ..traces.machine import HOST, Link
 from ..traces.trace import MAX_COUNT
 
 COPY_BYTES = 64 * 2**20
+LARGE_BYTES = 4 * COPY_BYTES
+"""Long enough that copies which are launched one after the other run at once."""
+
 SMALL_BYTES = 1024
 REPEATS = 3
 
@@ -34,24 +38,43 @@ def measured_link(a: str, b: str, source: torch.device, target: torch.device) ->
     return Link(a=a, b=b, bytes_per_s=rate, latency_ns=latency_ns, duplex=duplex)
 
 
-def all_at_once_bytes_per_s(places: Sequence[torch.device]) -> int:
-    """What all devices together get from the host; 0 where there are not several GPUs."""
-    if len(places) < 2 or any(place.type != "cuda" for place in places):
-        return 0
-    copies = [make_copy(torch.device("cpu"), place, COPY_BYTES) for place in places]
-    return len(places) * COPY_BYTES * 1_000_000_000 // max(1, shortest_ns(copies, places))
+class Together(NamedTuple):
+    """What all devices at once get of the host's memory: bytes per second up, and both ways."""
+
+    up: int
+    both: int
 
 
-def behind_one_channel(links: list[Link], together_bytes_per_s: int) -> list[Link]:
+def all_at_once(places: Sequence[torch.device]) -> Together | None:
+    """What GPUs get together; None where there are none."""
+    if any(place.type != "cuda" for place in places):
+        return None
+    host = torch.device("cpu")
+    ups = [make_copy(host, place, LARGE_BYTES) for place in places]
+    downs = [make_copy(place, host, LARGE_BYTES) for place in places]
+    return Together(*(_rate(copies, places) for copies in (ups, ups + downs)))
+
+
+def _rate(copies: Sequence[Copy], places: Sequence[torch.device]) -> int:
+    return len(copies) * LARGE_BYTES * 1_000_000_000 // max(1, shortest_ns(copies, places))
+
+
+def behind_one_channel(links: list[Link], together: Together | None) -> list[Link]:
     """Links from the host, with one before them that all share where together they get less.
 
-    `together_bytes_per_s` 0: not known; they share nothing.
+    It has both directions at once where devices that copy both ways get twice what they get up.
+    `together` None: not known; they share nothing.
     """
-    alone = sum(link.bytes_per_s for link in links)
-    if not together_bytes_per_s or together_bytes_per_s >= SHARES * alone:
-        return links
     duplex = all(link.duplex for link in links)
-    shared = Link(a=HOST, b=CHANNEL, bytes_per_s=together_bytes_per_s, duplex=duplex)
+    alone = sum(link.bytes_per_s for link in links)
+    if together is None:
+        return links
+    up = min(together.up, alone)
+    both_ways = duplex and together.both >= 2 * SHARES * up
+    if up >= SHARES * alone and both_ways == duplex:
+        return links
+    rate = up if both_ways or not duplex else max(up, together.both)
+    shared = Link(a=HOST, b=CHANNEL, bytes_per_s=rate, duplex=both_ways)
     return [shared, *(link.model_copy(update={"a": CHANNEL}) for link in links)]
 
 

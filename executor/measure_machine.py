@@ -15,7 +15,7 @@ from .masters import OptimizerFactory
 from .measure_links import (
     CHANNEL,
     Copy,
-    all_at_once_bytes_per_s,
+    all_at_once,
     behind_one_channel,
     measured_link,
     shortest_ns,
@@ -69,7 +69,7 @@ def measure_machine(
         if nodes.setdefault(device, name) != name:
             links.append(measured_link(nodes[device], name, device, device))
     to_host = [measured_link(HOST, nodes[place], host, place) for place in places]
-    to_host = behind_one_channel(to_host, all_at_once_bytes_per_s(places))
+    to_host = behind_one_channel(to_host, all_at_once(places))
     links += to_host
     links += [measured_link(nodes[a], nodes[b], a, b) for a, b in combinations(places, 2)]
     return Machine(

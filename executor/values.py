@@ -1,6 +1,5 @@
 """Values: what passes between layers, a tensor or nested tuples, lists and dicts of them."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -10,16 +9,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .places import gpus_of
-from .streams import Mark, Stream, mark_now
+from .streams import Stream, mark_now
 
 Value = Any
 """A tensor, or a tuple, list or dict of values; other things in it pass through untouched."""
 
-PIECE_BYTES, PIECES_AHEAD = 64 * 2**20, 2
-"""Large copies between host and GPU: how much at a time, and how many pieces are under way at once.
+PIECE_BYTES = 128 * 2**20
+"""Large copies between host and GPU: how much at a time.
 
-Streams share copy engines and the queues before them: what another one copies meanwhile waits for
-all that is under way."""
+Streams share copy engines, and an engine keeps to one stream as long as that has anything to copy:
+even with two pieces of a large copy under way in turn, what others copy waits for its very end.
+"""
 
 Gradients = list[Tensor | None]
 """The gradient of each tensor of a value, in order; None where there is none."""
@@ -93,18 +93,17 @@ def copy_each(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Copy the second of each pair to the first, in few calls, for few turns at Python's lock.
 
     Those that are the same memory stay. To or from a GPU it is done in the order of the current
-    stream; the caller waits only for all but the last pieces of a large copy.
+    stream; the caller waits only for all but the last piece of a large copy.
     """
     pairs = [(target, each) for target, each in pairs if target.data_ptr() != each.data_ptr()]
     devices = {each.device for both in pairs for each in both}
     if len(devices) < 2:
         _copy_at_once(pairs)
         return
-    under_way: deque[Mark] = deque()
+    gpus = gpus_of(devices)
     for number, piece in enumerate(in_pieces(pairs, PIECE_BYTES)):
-        under_way += map(mark_now, gpus_of(devices) if number else ())
-        if len(under_way) == PIECES_AHEAD:
-            under_way.popleft().block()
+        for gpu in gpus if number else ():
+            mark_now(gpu).block()
         _copy_at_once(piece)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import roundel
-from roundel.executor.measure_links import CHANNEL, behind_one_channel
+from roundel.executor.measure_links import CHANNEL, Together, behind_one_channel
 from roundel.executor.measure_machine import measure_machine, switches_of
 from roundel.executor.places import memory_limits, sharing_cores
 from roundel.traces.machine import Device, Link, Machine
@@ -53,19 +53,35 @@ def links(*rates: int) -> list[Link]:
 
 
 def test_devices_that_get_less_together_share_a_channel() -> None:
-    shared, first, second = behind_one_channel(links(50, 50), together_bytes_per_s=60)
+    shared, first, second = behind_one_channel(links(50, 50), Together(up=60, both=120))
     assert (shared.a, shared.b, shared.bytes_per_s) == ("host", CHANNEL, 60)
+    assert shared.duplex
     assert [(each.a, each.b) for each in (first, second)] == [(CHANNEL, "gpu0"), (CHANNEL, "gpu1")]
     assert (first.bytes_per_s, first.latency_ns) == (50, 7)
 
 
-@pytest.mark.parametrize("together", [0, 90, 100])
-def test_devices_that_get_all_share_nothing(together: int) -> None:
+@pytest.mark.parametrize(("rates", "up", "both"), [((50, 50), 100, 110), ((50,), 50, 70)])
+def test_memory_that_gives_less_both_ways_is_one_way(
+    rates: tuple[int, ...], up: int, both: int
+) -> None:
+    shared, *_ = behind_one_channel(links(*rates), Together(up, both))
+    assert (shared.bytes_per_s, shared.duplex) == (both, False)
+
+
+@pytest.mark.parametrize("together", [None, Together(90, 180), Together(100, 200)])
+def test_devices_that_get_all_share_nothing(together: Together | None) -> None:
     assert behind_one_channel(links(50, 50), together) == links(50, 50)
 
 
+def test_links_of_one_way_at_a_time_share_what_they_get_together() -> None:
+    one_way = [each.model_copy(update={"duplex": False}) for each in links(50, 50)]
+    assert behind_one_channel(one_way, Together(95, 100)) == one_way
+    shared, *_ = behind_one_channel(one_way, Together(70, 70))
+    assert (shared.bytes_per_s, shared.duplex) == (70, False)
+
+
 def test_a_machine_with_a_shared_channel_simulates() -> None:
-    shared = behind_one_channel(links(50 * 10**9, 50 * 10**9), 60 * 10**9)
+    shared = behind_one_channel(links(50 * 10**9, 50 * 10**9), Together(60 * 10**9, 120 * 10**9))
     nodes = {torch.device("cuda", n): f"gpu{n}" for n in range(2)}
     machine = Machine(
         name="shared",

@@ -113,7 +113,7 @@ def test_tokens_per_second_are_those_of_the_whole_step() -> None:
 
 
 def test_how_the_host_kept_up_with_each_op() -> None:
-    """On the CPU an op has ended as soon as it is launched, and its launch takes all its time."""
+    """An op's end is marked behind its launch; to a GPU's clock that can be a moment before it."""
     with make(roundel.RoundRobin(**toy.CUTS), 2, 3) as trainer:
         result = trainer.step(*toy.vectors()[0])
         spans = [each for each in result.timeline.spans() if each.lane.kind == "compute"]
@@ -125,4 +125,5 @@ def test_how_the_host_kept_up_with_each_op() -> None:
     for launch, span in zip(launches, by_lane, strict=True):
         assert launch.lane == span.lane.name
         assert 0 < launch.host_ns <= span.end_ns - span.start_ns
-        assert 0 < launch.lead_ns < span.end_ns
+        assert toy.DEVICES != ["cpu"] or launch.lead_ns > 0
+        assert launch.lead_ns < span.end_ns
