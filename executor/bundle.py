@@ -1,4 +1,4 @@
-"""Bundle: tensors that move together, one behind the other, to be copied by few calls."""
+"""Bundle: tensors that move together, in few pieces of memory, to be copied by few calls."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,12 @@ from .values import copy_each
 
 Memory = Callable[[int], Tensor]
 """Makes so many bytes."""
+
+PIECE_BYTES = 512 * 2**20
+"""Of several tensors in one piece of memory, at most.
+
+A device's allocator finds room for a few such pieces where it finds none for all in one.
+"""
 
 
 class Bundle:
@@ -28,15 +34,20 @@ class Bundle:
 
     @classmethod
     def like(cls, parts: Sequence[Tensor], apart: int, memory: Memory) -> "Bundle":
-        """Places for tensors like these: the first `apart` in one piece, the others by dtype.
+        """Places for tensors like these: the first `apart` together, the others by dtype.
 
         So what lies in a piece may be saved as it is: torch saves no memory of several dtypes.
         """
-        groups: dict[object, dict[str, Tensor]] = {}
+        pieces: list[dict[str, Tensor]] = []
+        fills: dict[object, dict[str, Tensor]] = {}
         for number, part in enumerate(parts):
             key = "apart" if number < apart else part.dtype
-            groups.setdefault(key, {})[str(number)] = part
-        return cls([Layout.of(group, None) for group in groups.values()], memory)
+            held = sum(each.nbytes for each in fills.get(key, {}).values())
+            if not held or held + part.nbytes > PIECE_BYTES:
+                fills[key] = {}
+                pieces.append(fills[key])
+            fills[key][str(number)] = part
+        return cls([Layout.of(piece, None) for piece in pieces], memory)
 
     def there(self, memory: Memory) -> "Bundle":
         """A copy elsewhere, made on the current stream; nobody waits."""
