@@ -19,7 +19,15 @@ from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
 from .streams import CpuMark, Stream, mark_now
 from .transit import Transit
-from .values import Value, copied, detached, moved, read_on_current_stream, tensors_of
+from .values import (
+    Value,
+    copied,
+    copy_each,
+    detached,
+    moved,
+    read_on_current_stream,
+    tensors_of,
+)
 from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
 
 HOST = torch.device("cpu")
@@ -278,7 +286,9 @@ class StepEngine:
         device, layer, _ = self._place(task)
         machinery = self._machinery
         if self._program.rules.weights == "resident":
-            refresh_resident(machinery.layers, layer, machinery.weights[device].current(layer))
+            read = machinery.host_copies[layer].named(self._step)
+            weights = machinery.weights[device].current(layer).parameters
+            copy_each([(weights[name].data, each) for name, each in read.items()])
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
@@ -355,7 +365,7 @@ class StepEngine:
         with machinery.randomness.of_update(layer, self._step, place):
             machinery.masters.step(layer, self._settings)
         self._spent(spent)
-        if rules.weights == "resident":
+        if resident:
             for each in here:
                 refresh_resident(layers, each, self._weights(device, each))
         elif rules.optimizer_on == "host":

@@ -373,21 +373,9 @@ class Trainer:
         prepare = defer_linears if splits else None
         weights = [DeviceWeights(self.layers, device, prepare) for device in self.devices]
         pin = any(device.type == "cuda" for device in self.devices)
-        host_copies: dict[int, HostCopies] = {}
         if plan.weights == "resident":
             self._place_residents(plan, weights)
-        else:
-            copies = 2 if plan.optimizer == "stale" else 1
-            host_copies = {
-                layer: HostCopies(
-                    self.layers.parameters_of(layer),
-                    self.layers.owned_by(layer),
-                    self._compute_dtype,
-                    copies,
-                    pin,
-                )
-                for layer in range(len(self.layers))
-            }
+        host_copies = self._host_copies(plan, pin)
         self.masters.bind()
         return Machinery(
             self.layers,
@@ -402,6 +390,28 @@ class Trainer:
             update_streams,
             self._randomness,
         )
+
+    def _host_copies(self, plan: Plan, pin: bool) -> dict[int, HostCopies]:
+        copies = 2 if plan.optimizer == "stale" else 1
+        return {
+            layer: HostCopies(
+                self.layers.parameters_of(layer),
+                self.layers.owned_by(layer),
+                self._compute_dtype,
+                copies,
+                pin,
+            )
+            for layer in self._uploaded(plan)
+        }
+
+    def _uploaded(self, plan: Plan) -> Sequence[int]:
+        """The layers that go up again and again: streamed ones, and those that the host updates."""
+        every = range(len(self.layers))
+        if plan.weights == "streamed":
+            return every
+        parameters = self.layers.parameters_of
+        trained = [n for n in every if any(p.requires_grad for p in parameters(n).values())]
+        return trained if plan.optimizer_on == "host" else []
 
     def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:
         own = plan.optimizer_on == "device"

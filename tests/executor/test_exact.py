@@ -313,6 +313,7 @@ def test_bf16_on_the_device_with_float32_masters_follows_float32() -> None:
     half = [(cast(x), y) for x, y in batches]
     for policy in (
         roundel.OneFOneB(),
+        roundel.OneFOneB(optimizer_on="host"),
         roundel.RoundRobin(**toy.CUTS),
         roundel.RoundRobin(**toy.CUTS, optimizer_on="device"),
     ):
@@ -320,6 +321,40 @@ def test_bf16_on_the_device_with_float32_masters_follows_float32() -> None:
         got, weights = toy.train(layers, loss, half, policy, compute_dtype=torch.bfloat16)
         assert all(each.dtype == torch.float32 for each in weights)
         assert got == pytest.approx(expected, rel=0.03)
+
+
+def test_resident_weights_come_up_as_they_are_computed_with() -> None:
+    """The host converts what it has updated once; to convert for a copy would hold that up."""
+    layers = [layer.float() for layer in toy.blocks(6)]
+    layers[1].requires_grad_(False)
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return mse(output.float(), target.float())
+
+    x, y = toy.vectors()[0]
+    with Trainer(
+        layers,
+        loss,
+        policy=roundel.GPipe(optimizer_on="host"),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=2,
+        compute_dtype=torch.bfloat16,
+    ) as trainer:
+        before = [each.clone() for each in layers[0].parameters()]
+        trainer.step(x.bfloat16(), y)
+        trainer.flush()
+        ready = trainer._ready
+        assert ready is not None
+        copies = ready.machinery.host_copies
+        assert sorted(copies) == [0, 2, 3, 4, 5]
+        for device in ready.machinery.weights:
+            for layer in set(device.held()) & set(copies):
+                for name, there in device.current(layer).parameters.items():
+                    master = layers[layer].get_parameter(name)
+                    assert torch.equal(copies[layer].named(0)[name], master.bfloat16())
+                    assert torch.equal(there.cpu(), master.bfloat16())
+        assert not torch.equal(before[0], layers[0].get_parameter("0.weight"))
 
 
 def test_autocast_recomputes_what_it_ran() -> None:
