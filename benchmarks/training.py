@@ -6,10 +6,11 @@
 
 The same model, batch, seed and dtype in every system, each in a process of its own. `plain` is the
 limit: all weights resident, bf16 weights and AdamW states, activation checkpointing per block, no
-cap. So are the resident pipelines, Roundel's and torch's. The cap is enforced for all others; there
-Roundel keeps float32 masters and states on the host. It is exact either way. `peers/` has the
-others, each with its settings in its docstring. Prints a table with losses beside tokens/s; writes
-JSON, timelines and their pictures, and a log for each system.
+cap; a share is of that times the devices. `plain, on each GPU at once`, a model for each, is what
+they can do together. Roundel's and torch's resident pipelines are without a cap, too. It is
+enforced for all others; there Roundel keeps float32 masters and states on the host. It is exact
+either way. `peers/` has the others, each with its settings in its docstring. Prints a table with
+losses beside tokens/s; writes JSON, timelines and their pictures, and a log for each system.
 
 `--devices cpu,cpu --model decoder-tiny --sequence 32 --dtype float32` tries it without a GPU;
 the losses of all that are not stale agree there to 1e-5.
@@ -78,6 +79,7 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
 """Policies by name."""
 
 PEERS = {
+    "plain, on each GPU at once": ("plain_on_each", ""),
     "torch-1f1b": ("torch_pipeline", "1f1b"),
     "torch-gpipe": ("torch_pipeline", "gpipe"),
     "fsdp2-offload": ("fsdp2", "each"),

@@ -4,16 +4,26 @@ Blocks are checkpointed. It is the limit: with enough memory nobody needs more t
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from training_common import Result, devices_of, dtype_of, make_layers, peak_bytes, run_layer, timed
+from training_common import (
+    Result,
+    devices_of,
+    dtype_of,
+    make_layers,
+    peak_bytes,
+    run_layer,
+    timed,
+    wait_for_gpu,
+)
 
 from roundel.executor.token_loss import token_loss
 
 
-def plain(arguments: argparse.Namespace) -> Result:
-    """Trains on the first device, one microbatch after the other."""
+def plain(arguments: argparse.Namespace, wait: Callable[[], None] = wait_for_gpu) -> Result:
+    """Trains on the first device, one microbatch after the other. wait: until all is done."""
     device, count = devices_of(arguments)[0], arguments.microbatches
     layers = make_layers(arguments, device, dtype_of(arguments))
     parameters = [each for layer in layers for each in layer.parameters()]
@@ -32,4 +42,4 @@ def plain(arguments: argparse.Namespace) -> Result:
         optimizer.zero_grad()
         return float(total)
 
-    return {**timed(step, arguments), "peak_allocated_bytes": peak_bytes(device)}
+    return {**timed(step, arguments, wait), "peak_allocated_bytes": peak_bytes(device)}

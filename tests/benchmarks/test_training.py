@@ -33,7 +33,8 @@ def table(out: Path, systems: str, devices: str) -> tuple[list[str], dict[str, A
 
 def test_all_train_the_same_model(tmp_path: Path) -> None:
     own = "layer-to-layer[partition=2 2,backward_partition=2 4]"
-    systems = ["plain", "layer-to-layer", own, "torch-1f1b", "fsdp2-offload"]
+    each = "plain, on each GPU at once"
+    systems = ["plain", each, "layer-to-layer", own, "torch-1f1b", "fsdp2-offload"]
     rows, results = table(tmp_path, ",".join(systems), "cpu,cpu")
     assert list(results) == systems, rows
     assert [row[: len(name) + 1] for row, name in zip(rows, systems, strict=True)] == [
@@ -45,6 +46,9 @@ def test_all_train_the_same_model(tmp_path: Path) -> None:
     assert losses[3] < losses[1] - 0.02
     for name in systems:
         assert results[name]["losses"] == pytest.approx(losses, abs=1e-5), name
+    whole = results[each]["tokens_per_s"] * results[each]["mean_step_s"]
+    alone = results["plain"]["tokens_per_s"] * results["plain"]["mean_step_s"]
+    assert whole == pytest.approx(2 * alone)
 
 
 def test_a_system_that_cannot_run_says_why_and_the_table_goes_on(tmp_path: Path) -> None:
