@@ -161,10 +161,10 @@ def _file_name(name: str) -> str:
 def print_validations(console: Console, validations: list[Validation]) -> None:
     """Predicted beside measured, the largest differences, and whether the order was right."""
     table = Table(box=SIMPLE_HEAD)
-    for name in ("policy", ""):
-        table.add_column(name, no_wrap=True)
-    for name in ("step", "bubble", "exposed transfers", "peak memory"):
-        table.add_column(name, justify="right")
+    table.add_column("policy", overflow="fold", min_width=12)
+    table.add_column("", no_wrap=True)
+    for name in ("step", "bubble", "exposed", "peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in validations:
         for row in _rows(each):
             table.add_row(*row)
@@ -229,7 +229,7 @@ def _rows(each: Validation) -> list[list[str]]:
             "",
             "error",
             f"{error(step_s, each.step_s):+.1%}",
-            f"{100 * (alone.bubble_ratio - real.bubble_ratio):+.1f} points",
+            f"{100 * (alone.bubble_ratio - real.bubble_ratio):+.1f} pt",
             "",
             "" if memory is None else f"{error(expected, memory):+.1%}",
         ],
