@@ -21,7 +21,9 @@ from ..policies.policy import Policy, policy_name
 from ..policies.work import Work
 from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
+from ..traces.timeline import MemoryCurve
 from ..traces.trace import Trace
+from .arena import take_at_once
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
 from .deferred import defer_linears
@@ -288,11 +290,14 @@ class Trainer:
                     "clip_norm: give it if and only if the policy clips (clip=True); "
                     f"it is {self._clip_norm}, the plan's clip is {plan.clip}"
                 )
-            self._refuse_what_cannot_fit(plan, work)
+            memory = self._memory_that_fits(plan, work)
             self._limit_cuda_memory()
             threads = self._threads(work)
             try:
                 machinery = self._machinery(plan, work, threads)
+                if self.memory_limit and plan.weights == "streamed":
+                    peaks = [memory[n].peak_bytes for n in range(len(self.devices))]
+                    take_at_once(self.devices, machinery.streams, peaks, self.memory_limit)
                 put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
                 self.masters.settle()
             except BaseException:
@@ -335,7 +340,8 @@ class Trainer:
         machine = machine.first_devices(len(self.devices))
         return machine.with_memory(self.memory_limit, self.host_memory_limit)
 
-    def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
+    def _memory_that_fits(self, plan: Plan, work: Work) -> Sequence[MemoryCurve]:
+        """The plan's, of each device and the host. Raises InputError where it cannot fit."""
         plans = [plan]
         if plan.outlasts_step:
             # A step begins while the one before it ends: both need room.
@@ -345,6 +351,7 @@ class Trainer:
         if over:
             worst = max(over, key=lambda each: each.over_bytes)
             raise InputError(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
+        return curves
 
     def _limit_cuda_memory(self) -> None:
         for device in gpus_of(self.devices):

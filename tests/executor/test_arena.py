@@ -1,0 +1,52 @@
+"""Memory that is taken at once: how much, and that steps find all that they need in it."""
+
+import pytest
+import torch
+
+import roundel
+from roundel.executor.arena import arena_bytes, take_at_once
+from roundel.executor.streams import make_stream
+
+from . import toy
+
+
+@pytest.mark.parametrize(
+    ("peak", "limit", "taken"), [(100, 1000, 110), (100, 110, 105), (100, 100, 100), (100, 90, 100)]
+)
+def test_some_more_than_the_peak_where_there_is_room(peak: int, limit: int, taken: int) -> None:
+    assert arena_bytes(peak, limit) == taken
+
+
+def test_the_cpu_has_nothing_to_take() -> None:
+    place = torch.device("cpu")
+    take_at_once([place], [make_stream(place)], [2**60], 2**61)
+
+
+@pytest.mark.skipif(toy.PLACE.type != "cuda", reason="needs ROUNDEL_TEST_DEVICE")
+def test_more_than_there_is_is_not_taken() -> None:
+    before = torch.cuda.memory_allocated(toy.PLACE)
+    take_at_once([toy.PLACE], [make_stream(toy.PLACE)], [2**50], 2**51)
+    assert torch.cuda.memory_allocated(toy.PLACE) == before
+
+
+@pytest.mark.skipif(toy.PLACE.type != "cuda", reason="needs ROUNDEL_TEST_DEVICE")
+def test_steps_find_what_they_need() -> None:
+    def taken() -> int:
+        return int(torch.cuda.memory_stats(toy.PLACE)["num_device_alloc"])
+
+    batches = toy.vectors()
+    with roundel.Trainer(
+        toy.blocks(),
+        torch.nn.functional.mse_loss,
+        policy=roundel.RoundRobin(**toy.CUTS),
+        optimizer=toy.ADAMW,
+        devices=[str(toy.PLACE)],
+        microbatches=4,
+        memory_limit="1GiB",
+    ) as trainer:
+        for batch in batches[:2]:
+            trainer.step(*batch)
+        before = taken()
+        trainer.step(*batches[2])
+        assert taken() == before
+        assert torch.cuda.max_memory_allocated(toy.PLACE) < 2**29
