@@ -144,6 +144,7 @@ class LayerRun:
             name=self.name,
             forward_ns=forward_ns,
             backward_ns=backward_ns,
+            forward_only_ns=self._forward_only_ns(value, repeats),
             **bytes_of_weights(self.layout, self.own, optimizer),
             output_bytes=max(1, nbytes_of(boundary)),
             saved_bytes=saved_bytes,
@@ -153,6 +154,17 @@ class LayerRun:
         if split:
             cost = cost.model_copy(update=self._parts(value, needs, backward_ns, repeats))
         return cost, boundary, drew
+
+    def _forward_only_ns(self, value: Value, repeats: int) -> int:
+        """A forward that leaves nothing for backward, so that a loss need not make gradients."""
+        clock, marks = Clock(idle_streams([self.device])), []
+        for _ in range(repeats + 1):
+            start = mark_now(self.device)
+            with torch.no_grad(), self._casting():
+                self.finish(self.module(value))
+            marks.append((start, mark_now(self.device)))
+        marks[-1][-1].block()
+        return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])
 
     def _parts(self, value: Value, needs: bool, backward_ns: int, repeats: int) -> dict[str, int]:
         """Backward's parts: its linear layers' weights' part is what can be put off."""
@@ -189,12 +201,14 @@ class LayerRun:
 
     def _forward(self, leaves: Value, saved: dict[int, int] | None) -> Value:
         """The output; where `saved` is given, the bytes of what is saved go there by address."""
-        casting = torch.autocast(
+        noting = nullcontext() if saved is None else _noting(saved)
+        with torch.enable_grad(), noting, self._casting():
+            return self.finish(self.module(leaves))
+
+    def _casting(self) -> torch.autocast:
+        return torch.autocast(
             self.device.type, self.autocast or torch.bfloat16, self.autocast is not None
         )
-        noting = nullcontext() if saved is None else _noting(saved)
-        with torch.enable_grad(), noting, casting:
-            return self.finish(self.module(leaves))
 
     def _backward(self, output: Value) -> None:
         outputs = [each for each in tensors_of(output) if each.requires_grad]

@@ -42,7 +42,7 @@ class AsymmetricCut:
 
 def visit_ns(work: Work, kinds: str, first: int, stop: int) -> int:
     """Time of the ops of `kinds` on a range of layers, for one microbatch."""
-    return sum(sum(work.layer_ns(kind)[first:stop]) for kind in kinds)
+    return sum(work.visit_ns(kinds)[first:stop])
 
 
 def upload_ns(work: Work, first: int, stop: int) -> int:
@@ -115,8 +115,7 @@ def _evenest(
 
 
 def _prefix(work: Work, kinds: str) -> list[int]:
-    layers = zip(*(work.layer_ns(kind) for kind in kinds), strict=True)
-    return list(accumulate(map(sum, layers), initial=0))
+    return list(accumulate(work.visit_ns(kinds), initial=0))
 
 
 def _bounds(times: dict[str, list[int]]) -> list[int]:

@@ -41,9 +41,7 @@ def saved_by(table: OpTable, rows: Ints) -> Ints:
 
 def keeps_saved(table: OpTable) -> Ints:
     """The rows that leave saved tensors for a backward: every `R`, and every `F` without one."""
-    forward = np.flatnonzero(table.is_kind(F))
-    again = table.recompute_of[table.first[forward], table.group[forward]] >= 0
-    return np.sort(np.concatenate((forward[~again], np.flatnonzero(table.is_kind(R)))))
+    return np.flatnonzero(table.is_kind(F, R) & ~table.forgets)
 
 
 def last_backward(table: OpTable, rows: Ints) -> Ints:

@@ -34,13 +34,13 @@ def lower_compute(builder: ProgramBuilder, table: OpTable, order: Order) -> None
     builder.buffers(
         "saved activations", table.first[saving], table.device[saving], saved, saving, done
     )
-    _lower_workspace(builder, table, saving)
+    _lower_workspace(builder, table)
 
 
-def _lower_workspace(builder: ProgramBuilder, table: OpTable, saving: Ints) -> None:
+def _lower_workspace(builder: ProgramBuilder, table: OpTable) -> None:
     rows = np.arange(len(table.kind))
     working = over_ranges(table, rows, _workspace_bytes)
-    forgets = np.setdiff1d(np.flatnonzero(table.is_kind(0)), saving, assume_unique=True)
+    forgets = np.flatnonzero(table.forgets)
     working[forgets] = over_ranges(table, forgets, _forgetful_bytes)
     builder.buffers("workspace", table.first, table.device, working, rows, rows)
 

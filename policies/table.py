@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,12 +124,18 @@ class OpTable:
         return of
 
     @cached_property
+    def forgets(self) -> NDArray[np.bool_]:
+        """Which rows are an `F` that leaves nothing for backward, because an `R` will."""
+        again = self.recompute_of[self.first, self.group] >= 0
+        return np.asarray(self.is_kind(F) & again)
+
+    @cached_property
     def duration_ns(self) -> NDArray[np.int64]:
         """Nanoseconds of each row, which are as many at least as its launch takes."""
         result = np.zeros(len(self.kind), dtype=np.int64)
-        for code in np.unique(self.kind).tolist():
-            rows = self.is_kind(code)
-            layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share)
+        for code, forgets in product(np.unique(self.kind).tolist(), (False, True)):
+            rows = self.is_kind(code) & (self.forgets == forgets)
+            layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share, forgets)
             total = np.concatenate(([0], np.cumsum(np.array(layer_ns, dtype=np.int64))))
             result[rows] = total[self.stop[rows]] - total[self.first[rows]]
         return np.maximum(result, self.work.machine.host.task_ns)

@@ -50,12 +50,23 @@ class Work:
         """Whether every layer's backward is known in its input and weight parts."""
         return all(layer.backward_input_ns is not None for layer in self.trace.layers)
 
-    def layer_ns(self, kind: str, weight_share: float | None = None) -> list[int]:
+    def layer_ns(
+        self, kind: str, weight_share: float | None = None, forgets: bool = False
+    ) -> list[int]:
         """Nanoseconds of each layer in an op of `kind`, for one microbatch.
 
-        `weight_share` is the part of backward that `W` takes where the trace has no split.
+        `weight_share` is the part of backward that `W` takes where the trace has no split;
+        `forgets`: `F` leaves nothing for backward, as `R` will.
         """
+        if forgets and kind == "F":
+            return [_or_forward(each, each.forward_only_ns) for each in self.trace.layers]
         return [_layer_ns(layer, kind, weight_share) for layer in self.trace.layers]
+
+    def visit_ns(self, kinds: str, weight_share: float | None = None) -> list[int]:
+        """Nanoseconds of each layer in ops of all these kinds together, for one microbatch."""
+        forgets = "R" in kinds or kinds == "F"
+        times = [self.layer_ns(kind, weight_share, forgets) for kind in kinds]
+        return [sum(layer) for layer in zip(*times, strict=True)]
 
     def op_ns(self, op: Op, weight_share: float | None = None) -> int:
         """Nanoseconds of `op`."""
@@ -80,11 +91,15 @@ class Work:
         }
 
 
+def _or_forward(layer: LayerCost, time_ns: int | None) -> int:
+    return layer.forward_ns if time_ns is None else time_ns
+
+
 def _layer_ns(layer: LayerCost, kind: str, weight_share: float | None) -> int:
     if kind == "F":
         return layer.forward_ns
     if kind == "R":
-        return layer.forward_ns if layer.recompute_ns is None else layer.recompute_ns
+        return _or_forward(layer, layer.recompute_ns)
     if kind == "B":
         return layer.backward_ns
     if layer.backward_input_ns is None or layer.backward_weight_ns is None:

@@ -30,7 +30,8 @@ STEPS = 4
 FUSED_BYTES, UNFUSED_BYTES = 30, 92
 CUTS_TRIED = 8
 SCALED = (
-    *("forward_ns", "backward_ns", "recompute_ns", "backward_input_ns", "backward_weight_ns"),
+    *("forward_ns", "backward_ns", "recompute_ns", "forward_only_ns"),
+    *("backward_input_ns", "backward_weight_ns"),
     *("output_bytes", "saved_bytes", "workspace_bytes"),
 )
 LIKELY_MICROBATCHES = 4

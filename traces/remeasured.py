@@ -22,32 +22,40 @@ def trace_of_timeline(timeline: Timeline, trace: Trace) -> Trace:
     time is the median over the ops on it. Kinds that did not run keep their times. Simulating the
     result tells what the cost model misses, apart from what the trace missed.
     """
+    again = {
+        (layer, span.microbatch, span.step)
+        for span in timeline.spans()
+        if span.kind == "R"
+        for layer in range(span.first, span.stop)
+    }
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for span in timeline.spans():
         if span.kind not in _FIELDS:
             continue
-        costs = trace.layers[span.first : span.stop]
-        before = [_time(cost, span.kind) for cost in costs]
+        field = _FIELDS[span.kind]
+        if span.kind == "F" and (span.first, span.microbatch, span.step) in again:
+            field = "forward_only_ns"
+        before = [_time(cost, field) for cost in trace.layers[span.first : span.stop]]
         for layer, time_ns in enumerate(before, span.first):
             share = time_ns / sum(before) if sum(before) else 1 / len(before)
-            found[span.kind, layer].append((span.end_ns - span.start_ns) * share)
+            found[field, layer].append((span.end_ns - span.start_ns) * share)
     layers = tuple(_updated(cost, number, found) for number, cost in enumerate(trace.layers))
     provenance = f"from a measured timeline of {timeline.name}; before: {trace.provenance}"
     return trace.model_copy(update={"layers": layers, "provenance": provenance})
 
 
-def _time(cost: LayerCost, kind: str) -> int:
-    time_ns: int | None = getattr(cost, _FIELDS[kind])
+def _time(cost: LayerCost, field: str) -> int:
+    time_ns: int | None = getattr(cost, field)
     if time_ns is not None:
         return time_ns
-    return cost.forward_ns if kind == "R" else cost.backward_ns // 2
+    return cost.backward_ns // 2 if field.startswith("backward") else cost.forward_ns
 
 
 def _updated(cost: LayerCost, number: int, found: dict[tuple[str, int], list[float]]) -> LayerCost:
     times = {
-        field: round(median(found[kind, number]))
-        for kind, field in _FIELDS.items()
-        if (kind, number) in found
+        field: round(median(found[field, number]))
+        for field in (*_FIELDS.values(), "forward_only_ns")
+        if (field, number) in found
     }
     if "backward_input_ns" in times:
         times["backward_ns"] = times["backward_input_ns"] + times.get("backward_weight_ns", 0)

@@ -82,7 +82,7 @@ def test_layers_that_differ_are_each_run(change: Any, ran: list[int]) -> None:
 def test_layers_without_memory_cost_the_same_bytes() -> None:
     real, _, _ = measured(decoder_layers(SHAPE))
     empty, _, _ = measured(decoder_layers(SHAPE, device="meta"))
-    times = dict.fromkeys(("forward_ns", "backward_ns"), 0)
+    times = dict.fromkeys(("forward_ns", "backward_ns", "forward_only_ns"), 0)
     pairs = zip(real.layers, empty.layers, strict=True)
     assert all(a.model_copy(update=times) == b.model_copy(update=times) for a, b in pairs)
 
@@ -195,6 +195,20 @@ def test_a_first_run_that_is_slow_does_not_count() -> None:
     embedding, *_, head = decoder_layers(SHAPE)
     trace, _, _ = measured([embedding, SlowAtFirst(), head], repeats=1)
     assert trace.layers[1].forward_ns < 10**8
+
+
+def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
+    """A loss that makes its gradients on the way forward makes none where a recompute follows."""
+
+    class SlowWithGraph(Odd):
+        def forward(self, value: Tensor) -> Tensor:
+            time.sleep(0.02 if torch.is_grad_enabled() else 0.001)
+            return self.inner(value)
+
+    embedding, *_, head = decoder_layers(SHAPE)
+    trace, _, _ = measured([embedding, SlowWithGraph(), head], repeats=3)
+    assert trace.layers[1].forward_ns > 20e6
+    assert 1e6 < trace.layers[1].forward_only_ns < 15e6
 
 
 def test_a_buffer_without_memory_is_made_of_zeros() -> None:

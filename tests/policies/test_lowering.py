@@ -446,3 +446,14 @@ def test_a_trace_of_times_only_still_steps_synchronously() -> None:
     assert lanes(program)["host optimizer"] == ["update 1", "update 0"] * 2
     assert "gpu0 d2h" not in lanes(program)
     assert {("update 0", "0:1F0"), ("update 1", "1:2F0")} <= dependencies(program)
+
+
+def test_a_forward_that_a_recompute_follows_takes_its_own_time() -> None:
+    work = make_work(3, 1, 1, forward_only_ns=4, recompute_ns=9)
+    work = replace(work, machine=make_machine(1))
+    plan = plan_of("0:2F0 2:3F0 2:3B0 0:2R0 0:2B0")
+    program = lower([plan], work)
+    of_ops = program.duration_ns[:5].tolist()
+    assert of_ops == [2 * 4, 10, 20, 2 * 9, 2 * 20]
+    free = replace(work, trace=make_trace(3, recompute_ns=9))
+    assert lower([plan], free).duration_ns[:5].tolist() == [2 * 10, 10, 20, 2 * 9, 2 * 20]

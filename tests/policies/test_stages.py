@@ -1,6 +1,7 @@
 """What a policy with fixed placement refuses, in one line that says what to do."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,22 @@ def test_the_cut_counts_recompute_as_work() -> None:
     work = make_work([(1, 5, 4), (6, 1, 0), (6, 1, 0)], 2, 1)
     assert GPipe().plan(work, 0).devices[0][0].stop == 1
     assert GPipe(recompute="late").plan(work, 0).devices[0][0].stop == 2
+
+
+def test_the_cut_counts_a_forward_that_leaves_nothing_by_its_own_time() -> None:
+    """Of 12 a layer 2 and 2 layers; of 9, 9, 28 and 28 three and one."""
+    work = make_work([(4, 2, 2)] * 4, 2, 1)
+    assert GPipe(recompute="late").plan(work, 0).devices[0][0].stop == 2
+    costs = [
+        each.model_copy(update={"forward_only_ns": 1 if number < 2 else 20})
+        for number, each in enumerate(work.trace.layers)
+    ]
+    work = replace(work, trace=work.trace.model_copy(update={"layers": tuple(costs)}))
+    assert work.visit_ns("FRB") == [9, 9, 28, 28]
+    assert GPipe(recompute="late").plan(work, 0).devices[0][0].stop == 3
+    assert work.visit_ns("FB") == [8] * 4
+    assert GPipe().plan(work, 0).devices[0][0].stop == 2
+    assert work.visit_ns("F") == [1, 1, 20, 20]
 
 
 def test_the_cut_knows_that_the_last_stage_recomputes_nothing_where_none_is_needed() -> None:
