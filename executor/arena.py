@@ -1,5 +1,6 @@
 """Arena: memory that torch's allocator takes in one piece, before steps ask for it bit by bit."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -23,10 +24,16 @@ def take_at_once(
     """Have the allocator keep what a plan needs on each GPU for its stream, where there is so much.
 
     An allocator that grows bit by bit until a limit has holes by then, gives all back, and grows
-    anew: the GPU stands still while it does.
+    anew: the GPU stands still while it does. Only where it can give back parts of what it has
+    taken at once, in expandable segments: other streams may need more than the limit leaves them.
     """
     for device, stream, peak in zip(devices, streams, peaks, strict=True):
-        if device.type == "cuda":
+        if device.type == "cuda" and _gives_back_parts():
             with stream.use(), suppress(torch.OutOfMemoryError):
                 torch.empty(arena_bytes(peak, limit), dtype=torch.uint8, device=device)
     count_peaks_anew(devices)
+
+
+def _gives_back_parts() -> bool:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return any("expandable_segments:True" in os.environ.get(name, "") for name in names)
