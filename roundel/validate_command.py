@@ -106,12 +106,18 @@ def validate_command(
         print_profile(console, work)
         if any(device.type == "cpu" for device in job.devices):
             say(console, "on the CPU whatever else runs here counts: errors may be noise")
-        validations = list(_validated(job, work, chosen, count, console, tell, output))
+        validations: list[Validation] = []
+        if output:
+            write_figures(output, work, validations)
+        for done in _validated(job, work, chosen, count, console, tell, output):
+            validations.append(done)
+            if output:
+                # What has been found is not lost if a later policy takes all with it.
+                write_figures(output, work, validations)
     if not validations:
         raise InputError("policies: none of them could run; the lines above say why")
     print_validations(console, validations)
     if output:
-        write_figures(output, work, validations)
         say(console, f"wrote {shown(output)}: trace, machine, validate.json and pictures")
 
 

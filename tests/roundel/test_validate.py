@@ -170,6 +170,19 @@ def test_a_policy_that_fails_does_not_lose_the_others(
     assert (out / "gpipe.png").is_file()
 
 
+def test_figures_are_there_as_soon_as_they_are_found(tmp_path: Path) -> None:
+    """A run that is interrupted, or killed, in its second policy leaves what the first gave."""
+    (tmp_path / "policies.py").write_text(
+        "class Stopped:\n    def plan(self, work, step):\n        raise KeyboardInterrupt\n"
+    )
+    out = tmp_path / "out"
+    names = f"gpipe,{tmp_path}/policies.py:Stopped"
+    assert run(f"validate {SMALL} --policies {names} --measure 1 -o {out}") != 0
+    figures = json.loads((out / "validate.json").read_text())["policies"]
+    assert [each["policy"] for each in figures] == ["gpipe"]
+    assert len(roundel.load_trace(out / "trace.json").layers) > 1
+
+
 def test_a_file_that_clips_and_a_policy_from_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
