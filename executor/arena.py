@@ -27,8 +27,10 @@ def take_at_once(
     anew: the GPU stands still while it does. Only where it can give back parts of what it has
     taken at once, in expandable segments: other streams may need more than the limit leaves them.
     """
+    if not _gives_back_parts():
+        return
     for device, stream, peak in zip(devices, streams, peaks, strict=True):
-        if device.type == "cuda" and _gives_back_parts():
+        if device.type == "cuda":
             with stream.use(), suppress(torch.OutOfMemoryError):
                 torch.empty(arena_bytes(peak, limit), dtype=torch.uint8, device=device)
     count_peaks_anew(devices)
