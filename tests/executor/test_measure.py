@@ -197,6 +197,32 @@ def test_a_first_run_that_is_slow_does_not_count() -> None:
     assert trace.layers[1].forward_ns < 10**8
 
 
+def test_gradients_are_numbers_that_differ_and_a_loss_has_its_own() -> None:
+    """A GPU is faster with numbers that are all alike than it will be in a step."""
+    seen: list[Tensor] = []
+
+    class Seeing(Odd):
+        def forward(self, value: Tensor) -> Tensor:
+            output = self.inner(value)
+            if output.requires_grad:
+                output.register_hook(seen.append)
+            return output
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        total = token_loss(output, targets)
+        if total.requires_grad:
+            total.register_hook(seen.append)
+        return total
+
+    embedding, *_, head = decoder_layers(SHAPE)
+    measured([embedding, Seeing(), head], loss, repeats=2)
+    of_layer = [each for each in seen if each.ndim]
+    assert len(of_layer) == 3
+    assert all(len(each.unique()) > each.numel() // 2 for each in of_layer)
+    assert all(torch.equal(each, of_layer[0]) for each in of_layer)
+    assert [each.item() for each in seen if not each.ndim] == [1.0] * 3
+
+
 def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
     """A loss that makes its gradients on the way forward makes none where a recompute follows."""
 
