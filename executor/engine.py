@@ -9,16 +9,14 @@ from torch import Tensor
 from ..policies.op import Op
 from ..traces.errors import InputError
 from ..traces.timeline import COMPUTE_KINDS, KINDS
-from .compute import Computer, Graph, Randomness
-from .gradients import GradientBook, Scratch
-from .host_copies import HostCopies
+from .compute import Graph
+from .gradients import GradientBook
 from .host_pool import HostPool
-from .layers import Layers, WeightCopy
-from .masters import Masters
+from .layers import WeightCopy
+from .machinery import Machinery
 from .program_tables import ACTIVATIONS, GRADIENTS, SAVED, ProgramTables
 from .store import Key, Store, poison
-from .streams import CpuMark, Stream, mark_now
-from .transit import Transit
+from .streams import CpuMark, mark_now
 from .values import (
     Value,
     copied,
@@ -28,45 +26,9 @@ from .values import (
     read_on_current_stream,
     tensors_of,
 )
-from .weights import DeviceWeights, begin_upload, refresh_resident, upload_part
+from .weights import begin_upload, refresh_resident, upload_part
 
 HOST = torch.device("cpu")
-
-
-class Machinery:
-    """What outlives a step: devices, weights on them, masters, and what uploads read.
-
-    `streams` are the devices' compute streams. States that pass through are updated there, or on
-    `update_streams`.
-    """
-
-    def __init__(
-        self,
-        layers: Layers,
-        devices: list[torch.device],
-        computers: list[Computer],
-        weights: list[DeviceWeights],
-        masters: Masters,
-        host_copies: dict[int, HostCopies],
-        clip_norm: float | None,
-        pin: bool,
-        streams: list[Stream],
-        update_streams: list[Stream],
-        randomness: Randomness,
-    ) -> None:
-        self.layers = layers
-        self.devices = devices
-        self.computers = computers
-        self.weights = weights
-        self.masters = masters
-        self.host_copies = host_copies
-        self.clip_norm = clip_norm
-        self.streams, self.update_streams = streams, update_streams
-        self.randomness = randomness
-        self.scratch = Scratch()
-        self.sharing = [layers.sharing(layer) for layer in range(len(layers))]
-        self.transit = Transit(layers, masters, host_copies, pin)
-        self.on_host = HostPool(pin)
 
 
 class StepEngine:

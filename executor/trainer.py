@@ -1,6 +1,6 @@
 """Trainer: trains a model's layers by any policy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..policies.builder import lanes_of
 from ..policies.estimate import estimated_memory
 from ..policies.lowering import lower
 from ..policies.misfit import misfit
@@ -21,30 +20,30 @@ from ..policies.policy import Policy, policy_name
 from ..policies.work import Work
 from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
-from ..traces.timeline import MemoryCurve
+from ..traces.timeline import Lane, MemoryCurve
 from ..traces.trace import Trace
 from .arena import take_at_once
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
-from .deferred import defer_linears
-from .engine import Machinery, StepEngine
-from .host_copies import HostCopies
+from .engine import StepEngine
 from .lanes import LaneThread
 from .layers import Layers, Replica
+from .machinery import Machinery, lane_threads
 from .masters import Masters, OptimizerFactory
 from .measure import measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
-from .places import gpus_of, host_memory, threads_of_updates
+from .placement import place_weights
+from .places import gpus_of, host_memory
 from .program_tables import ProgramTables
 from .run import Run
 from .short_turns import short_turns
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
-from .streams import Clock, CpuStream, IdleStreams, idle_streams, make_stream
+from .streams import Clock, IdleStreams, idle_streams
 from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
-from .weights import DeviceWeights, resident_copy
+from .weights import resident_copy
 
 REPEATS = 3
 """How often a layer is run to measure it, after once to warm up."""
@@ -292,9 +291,10 @@ class Trainer:
                 )
             memory = self._memory_that_fits(plan, work)
             self._limit_cuda_memory()
-            threads = self._threads(work)
+            lanes = lane_threads(self.devices)
+            threads = list(lanes.values())
             try:
-                machinery = self._machinery(plan, work, threads)
+                machinery = self._machinery(plan, lanes)
                 if self.memory_limit and plan.weights == "streamed":
                     peaks = [memory[n].peak_bytes for n in range(len(self.devices))]
                     take_at_once(self.devices, machinery.streams, peaks, self.memory_limit)
@@ -365,87 +365,24 @@ class Trainer:
                 share = self.memory_limit * self.devices.count(device) / whole
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
-    def _machinery(self, plan: Plan, work: Work, threads: list[LaneThread]) -> Machinery:
-        lanes = list(zip(lanes_of(work.devices), threads, strict=True))
-        streams, update_streams = (
-            [thread.stream for lane, thread in lanes if lane.kind == kind]
-            for kind in ("compute", "d2h")
-        )
+    def _machinery(self, plan: Plan, lanes: Mapping[Lane, LaneThread]) -> Machinery:
         needs = self.layers.needs_gradient()
         computers = [
             Computer(device, self._loss_fn, self._randomness, self._autocast, needs)
             for device in self.devices
         ]
-        splits = any(op.kind == "I" for ops in plan.devices for op in ops)
-        prepare = defer_linears if splits else None
-        weights = [DeviceWeights(self.layers, device, prepare) for device in self.devices]
-        pin = any(device.type == "cuda" for device in self.devices)
-        if plan.weights == "resident":
-            self._place_residents(plan, weights)
-        host_copies = self._host_copies(plan, pin)
+        placed = place_weights(plan, self.layers, self.devices, self._compute_dtype)
         self.masters.bind()
         return Machinery(
             self.layers,
             self.devices,
             computers,
-            weights,
             self.masters,
-            host_copies,
+            placed,
             self._clip_norm,
-            pin,
-            streams,
-            update_streams,
+            lanes,
             self._randomness,
         )
-
-    def _host_copies(self, plan: Plan, pin: bool) -> dict[int, HostCopies]:
-        copies = 2 if plan.optimizer == "stale" else 1
-        return {
-            layer: HostCopies(
-                self.layers.parameters_of(layer),
-                self.layers.owned_by(layer),
-                self._compute_dtype,
-                copies,
-                pin,
-            )
-            for layer in self._uploaded(plan)
-        }
-
-    def _uploaded(self, plan: Plan) -> Sequence[int]:
-        """The layers that go up again and again: streamed ones, and those that the host updates."""
-        every = range(len(self.layers))
-        if plan.weights == "streamed":
-            return every
-        parameters = self.layers.parameters_of
-        trained = [n for n in every if any(p.requires_grad for p in parameters(n).values())]
-        return trained if plan.optimizer_on == "host" else []
-
-    def _place_residents(self, plan: Plan, weights: list[DeviceWeights]) -> None:
-        own = plan.optimizer_on == "device"
-        homes = {
-            layer: number
-            for number, ops in enumerate(plan.devices)
-            for op in ops
-            for layer in range(op.first, op.stop)
-        }
-        for layer, number in sorted(homes.items()):
-            copy = resident_copy(self.layers, layer, self.devices[number], self._compute_dtype, own)
-            weights[number].keep(layer, copy)
-
-    def _threads(self, work: Work) -> list[LaneThread]:
-        updating = threads_of_updates(self.devices)
-        return [
-            LaneThread(
-                lane.name,
-                # What the ops do not wait for, such as updates, leaves them the GPU.
-                make_stream(self.devices[lane.device], urgent=lane.kind == "compute")
-                if lane.device >= 0
-                else CpuStream(),
-                blocks=lane.kind in ("h2d", "optimizer") and lane.device >= 0,
-                threads=0 if lane.device >= 0 else updating,
-            )
-            for lane in lanes_of(work.devices)
-        ]
 
     # ---- a step
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import roundel
+from roundel.executor import placement
 from roundel.executor.engine import StepEngine
 from roundel.executor.lanes import LaneThread
 from roundel.executor.run import Run
@@ -400,7 +401,7 @@ def test_the_cap_on_memory_ends_with_the_trainer_also_where_it_never_began(
         trainer.step(*toy.vectors()[0])
         assert not caps
     assert caps == [(0.75, torch.device("cpu"))]
-    monkeypatch.setattr(Trainer, "_place_residents", full)
+    monkeypatch.setattr(placement, "_place_residents", full)
     with pytest.raises(torch.OutOfMemoryError):
         make(toy.blocks(), roundel.GPipe()).step(*toy.vectors()[0])
     assert len(caps) == 2
