@@ -248,9 +248,10 @@ class StepEngine:
         device, layer, _ = self._place(task)
         machinery = self._machinery
         if self._program.rules.weights == "resident":
-            read = machinery.host_copies[layer].named(self._step)
-            weights = machinery.weights[device].current(layer).parameters
-            copy_each([(weights[name].data, each) for name, each in read.items()])
+            if layer in machinery.host_copies:  # Else nothing of it has changed.
+                read = machinery.host_copies[layer].named(self._step)
+                weights = machinery.weights[device].current(layer).parameters
+                copy_each([(weights[name].data, each) for name, each in read.items()])
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)
         else:
@@ -332,7 +333,8 @@ class StepEngine:
                 refresh_resident(layers, each, self._weights(device, each))
         elif rules.optimizer_on == "host":
             for each in sharing:
-                machinery.host_copies[each].refresh(self._step)
+                if each in machinery.host_copies:
+                    machinery.host_copies[each].refresh(self._step)
 
 
 def _spend(pool: HostPool, gradients: Value, poisoned: bool) -> None:

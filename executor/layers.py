@@ -60,6 +60,21 @@ class Layers:
         owners = {self.owner[id(each)] for each in self.parameters_of(layer).values()}
         return owners - {layer}
 
+    def refuse_several_owners(self) -> None:
+        """Raises InputError where a layer trains parameters of several earlier layers.
+
+        Plans know one owner of a layer's shared parameters, and wait for what goes to that one.
+        """
+        for layer in range(len(self)):
+            trained = [each for each in self.parameters_of(layer).values() if each.requires_grad]
+            owners = sorted({self.owner[id(each)] for each in trained} - {layer})
+            if len(owners) > 1:
+                raise InputError(
+                    f"layers: layer {layer} shares trained parameters with layers "
+                    f"{' and '.join(map(str, owners))}; on several devices it may with one: "
+                    "put them in one layer, or train on one device"
+                )
+
     def sharing(self, layer: int) -> list[int]:
         """The layer itself, and the later ones that have some of its own parameters."""
         later = range(layer + 1, len(self))

@@ -20,9 +20,8 @@ from ..policies.policy import Policy, policy_name
 from ..policies.work import Work
 from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
-from ..traces.timeline import Lane, MemoryCurve
+from ..traces.timeline import Lane
 from ..traces.trace import Trace
-from .arena import take_at_once
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
 from .engine import StepEngine
@@ -117,6 +116,8 @@ class Trainer:
         self.layers = layers if isinstance(layers, Layers) else Layers(list(layers))
         self.policy = policy
         self.devices = [_numbered(torch.device(device)) for device in devices]
+        if len(self.devices) > 1:
+            self.layers.refuse_several_owners()
         self.microbatches = microbatches
         self.memory_limit = parse_bytes(memory_limit)
         self.host_memory_limit = parse_bytes(host_memory_limit, "host memory")
@@ -289,15 +290,12 @@ class Trainer:
                     "clip_norm: give it if and only if the policy clips (clip=True); "
                     f"it is {self._clip_norm}, the plan's clip is {plan.clip}"
                 )
-            memory = self._memory_that_fits(plan, work)
+            self._refuse_what_cannot_fit(plan, work)
             self._limit_cuda_memory()
             lanes = lane_threads(self.devices)
             threads = list(lanes.values())
             try:
                 machinery = self._machinery(plan, lanes)
-                if self.memory_limit and plan.weights == "streamed":
-                    peaks = [memory[n].peak_bytes for n in range(len(self.devices))]
-                    take_at_once(self.devices, machinery.streams, peaks, self.memory_limit)
                 put_older_weights(self.layers, machinery.host_copies, self._older, self.step_number)
                 self.masters.settle()
             except BaseException:
@@ -340,8 +338,7 @@ class Trainer:
         machine = machine.first_devices(len(self.devices))
         return machine.with_memory(self.memory_limit, self.host_memory_limit)
 
-    def _memory_that_fits(self, plan: Plan, work: Work) -> Sequence[MemoryCurve]:
-        """The plan's, of each device and the host. Raises InputError where it cannot fit."""
+    def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
         plans = [plan]
         if plan.outlasts_step:
             # A step begins while the one before it ends: both need room.
@@ -351,7 +348,6 @@ class Trainer:
         if over:
             worst = max(over, key=lambda each: each.over_bytes)
             raise InputError(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
-        return curves
 
     def _limit_cuda_memory(self) -> None:
         for device in gpus_of(self.devices):

@@ -63,13 +63,16 @@ class Work:
         return [_layer_ns(layer, kind, weight_share) for layer in self.trace.layers]
 
     def visit_ns(self, kinds: str, weight_share: float | None = None) -> list[int]:
-        """Nanoseconds of each layer in ops of all these kinds together, for one microbatch."""
+        """Nanoseconds of each layer in ops of all these kinds together, for one microbatch.
+
+        "F" alone, or with an "R", is a forward that leaves nothing for backward.
+        """
         forgets = "R" in kinds or kinds == "F"
         times = [self.layer_ns(kind, weight_share, forgets) for kind in kinds]
         return [sum(layer) for layer in zip(*times, strict=True)]
 
     def op_ns(self, op: Op, weight_share: float | None = None) -> int:
-        """Nanoseconds of `op`."""
+        """Nanoseconds of `op`; of a forward, one that leaves what backward needs."""
         return sum(self.layer_ns(op.kind, weight_share)[op.first : op.stop])
 
     @cached_property

@@ -108,12 +108,13 @@ def validate_command(
             say(console, "on the CPU whatever else runs here counts: errors may be noise")
         validations: list[Validation] = []
         if output:
-            write_figures(output, work, validations)
+            work.trace.save(output / "trace.json")
+            work.machine.save(output / "machine.json")
         for done in _validated(job, work, chosen, count, console, tell, output):
             validations.append(done)
             if output:
                 # What has been found is not lost if a later policy takes all with it.
-                write_figures(output, work, validations)
+                write_figures(output, validations)
     if not validations:
         raise InputError("policies: none of them could run; the lines above say why")
     print_validations(console, validations)
@@ -242,9 +243,9 @@ def _rows(each: Validation) -> list[list[str]]:
     ]
 
 
-def write_figures(folder: Path, work: Work, validations: list[Validation]) -> None:
-    """The trace, the machine, and all figures."""
-    work.trace.save(folder / "trace.json")
-    work.machine.save(folder / "machine.json")
+def write_figures(folder: Path, validations: list[Validation]) -> None:
+    """All figures so far, in place of those before; whoever is killed leaves these or those."""
     figures: dict[str, Any] = {"policies": [each.to_json() for each in validations]}
-    (folder / "validate.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    made = folder / "validate.json.tmp"
+    made.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    made.replace(folder / "validate.json")

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -348,6 +349,7 @@ def test_resident_weights_come_up_as_they_are_computed_with() -> None:
         assert ready is not None
         copies = ready.machinery.host_copies
         assert sorted(copies) == [0, 2, 3, 4, 5]
+        assert all(len(each.flats) == 1 for each in copies.values())
         for device in ready.machinery.weights:
             for layer in set(device.held()) & set(copies):
                 for name, there in device.current(layer).parameters.items():
@@ -355,6 +357,83 @@ def test_resident_weights_come_up_as_they_are_computed_with() -> None:
                     assert torch.equal(copies[layer].named(0)[name], master.bfloat16())
                     assert torch.equal(there.cpu(), master.bfloat16())
         assert not torch.equal(before[0], layers[0].get_parameter("0.weight"))
+
+
+class FrozenTable(nn.Module):
+    """A frozen weight that a later layer reads, too, and a bias that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(toy.WIDTH, toy.WIDTH).double(), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(toy.WIDTH).double())
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value @ self.weight + self.bias
+
+
+class Reads(nn.Module):
+    """A layer with the weights of others, and none of its own."""
+
+    def __init__(self, *weights: nn.Parameter) -> None:
+        super().__init__()
+        for number, each in enumerate(weights):
+            self.register_parameter(f"weight{number}", each)
+
+    def forward(self, value: Tensor) -> Tensor:
+        for each in self.parameters():
+            value = value @ each.T
+        return value
+
+
+def frozen_and_tied() -> list[nn.Module]:
+    torch.manual_seed(4)
+    table = FrozenTable()
+    return [table, *toy.blocks(2), Reads(table.weight)]
+
+
+def frozen_and_empty() -> list[nn.Module]:
+    layers = [*toy.blocks(2), nn.ReLU(), *toy.blocks(1)]
+    layers[1].requires_grad_(False)
+    return layers
+
+
+@pytest.mark.parametrize("says_gradients", [False, True])
+@pytest.mark.parametrize("model", [frozen_and_tied, frozen_and_empty])
+def test_layers_that_nothing_is_trained_of_stay_where_the_host_updates(
+    model: Callable[[], list[nn.Module]], says_gradients: bool
+) -> None:
+    """A trace may say that every layer has gradients: it may be of a model with none frozen."""
+    sizes = {"param_bytes": 80, "grad_bytes": 80, "optimizer_bytes": 160}
+    options = {"trace": make_trace(4, **sizes)} if says_gradients else {}
+    batches = toy.vectors()
+    expected = toy.plain(model(), mse, batches)
+    for policy in (
+        roundel.GPipe(optimizer_on="host"),
+        roundel.OneFOneB(optimizer_on="host", recompute="late"),
+    ):
+        got = toy.train(model(), mse, batches, policy, devices=2, **options)
+        assert_same(got, expected)
+
+
+def test_weights_of_several_layers_in_one_are_for_one_device() -> None:
+    def model(trained: bool = True) -> list[nn.Module]:
+        layers = [nn.Linear(toy.WIDTH, toy.WIDTH, bias=False).double() for _ in range(3)]
+        layers[1].weight.requires_grad_(trained)
+        return [*layers, Reads(layers[0].weight, layers[1].weight)]
+
+    torch.manual_seed(5)
+    one = model()
+    torch.manual_seed(5)
+    again = model()
+    batches = toy.vectors()
+    expected = toy.plain(one, mse, batches)
+    assert_same(toy.train(again, mse, batches, roundel.GPipe(), devices=1), expected)
+    message = "layer 3 shares trained parameters with layers 0 and 1; on several devices"
+    for policy in (roundel.GPipe(), roundel.RoundRobin()):
+        with pytest.raises(roundel.InputError, match=message):
+            toy.train(model(), mse, batches, policy, devices=2)
+    # Frozen ones have no gradient that could come too late.
+    toy.train(model(trained=False), mse, batches, roundel.GPipe(), devices=2)
 
 
 def test_autocast_recomputes_what_it_ran() -> None:

@@ -236,6 +236,14 @@ def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
     assert trace.layers[1].forward_ns > 20e6
     assert 1e6 < trace.layers[1].forward_only_ns < 15e6
 
+    def slow_loss(output: Tensor, targets: Tensor) -> Tensor:
+        time.sleep(0.02 if torch.is_grad_enabled() else 0.004)
+        return token_loss(output, targets)
+
+    trace, _, _ = measured([embedding, head], slow_loss, repeats=3)
+    assert trace.layers[-1].forward_ns > 20e6
+    assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
+
 
 def test_a_buffer_without_memory_is_made_of_zeros() -> None:
     with torch.device("meta"):

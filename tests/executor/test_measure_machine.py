@@ -60,15 +60,20 @@ def test_devices_that_get_less_together_share_a_channel() -> None:
     assert (first.bytes_per_s, first.latency_ns) == (50, 7)
 
 
-@pytest.mark.parametrize(("rates", "up", "both"), [((50, 50), 100, 110), ((50,), 50, 70)])
+@pytest.mark.parametrize(
+    ("rates", "up", "both", "rate"),
+    [((50, 50), 100, 110, 110), ((50,), 50, 70, 70), ((50, 50), 100, 90, 100)],
+)
 def test_memory_that_gives_less_both_ways_is_one_way(
-    rates: tuple[int, ...], up: int, both: int
+    rates: tuple[int, ...], up: int, both: int, rate: int
 ) -> None:
     shared, *_ = behind_one_channel(links(*rates), Together(up, both))
-    assert (shared.bytes_per_s, shared.duplex) == (both, False)
+    assert (shared.bytes_per_s, shared.duplex) == (rate, False)
 
 
-@pytest.mark.parametrize("together", [None, Together(90, 180), Together(100, 200)])
+@pytest.mark.parametrize(
+    "together", [None, Together(90, 180), Together(100, 200), Together(120, 185)]
+)
 def test_devices_that_get_all_share_nothing(together: Together | None) -> None:
     assert behind_one_channel(links(50, 50), together) == links(50, 50)
 

@@ -180,6 +180,11 @@ def test_figures_are_there_as_soon_as_they_are_found(tmp_path: Path) -> None:
     assert run(f"validate {SMALL} --policies {names} --measure 1 -o {out}") != 0
     figures = json.loads((out / "validate.json").read_text())["policies"]
     assert [each["policy"] for each in figures] == ["gpipe"]
+    assert not list(out.glob("*.tmp"))
+    # A second run that is stopped before it has found anything leaves what is there.
+    names = f"{tmp_path}/policies.py:Stopped"
+    assert run(f"validate {SMALL} --policies {names} --measure 1 -o {out}") != 0
+    assert json.loads((out / "validate.json").read_text())["policies"] == figures
     assert len(roundel.load_trace(out / "trace.json").layers) > 1
 
 

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 import roundel
+from roundel.policies.lowering import lower
+from roundel.sim.engine import simulate_program
 from roundel.traces.remeasured import trace_of_timeline
 from roundel.traces.timeline import KINDS
 
-from ..costs import make_trace
+from ..costs import make_trace, make_work
+from ..policies.test_plan import plan_of
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,14 @@ def test_times_that_were_twice_as_long_are_twice_as_long() -> None:
         assert after.forward_ns == before.forward_ns
         assert after.backward_ns == before.backward_ns
         assert after.recompute_ns == before.forward_ns
+
+
+def test_only_forwards_that_a_recompute_follows_left_nothing() -> None:
+    """Of a step's two microbatches the first is recomputed, and in the second step neither."""
+    layers = [(10, 12, 8)]
+    work = make_work(layers, 1, 2, forward_only_ns=4)
+    recomputes = plan_of("0:1F0 0:1F1 0:1R0 0:1B0 0:1B1")
+    keeps = plan_of("0:1F0 0:1F1 0:1B0 0:1B1")
+    timeline = simulate_program(lower([recomputes, keeps], work), "mixed")
+    again = trace_of_timeline(timeline, work.trace).layers[0]
+    assert (again.forward_only_ns, again.forward_ns, again.recompute_ns) == (4, 10, 10)
