@@ -64,12 +64,15 @@ def test_times_that_were_twice_as_long_are_twice_as_long() -> None:
         assert after.recompute_ns == before.forward_ns
 
 
-def test_only_forwards_that_a_recompute_follows_left_nothing() -> None:
-    """Of a step's two microbatches the first is recomputed, and in the second step neither."""
+@pytest.mark.parametrize("recomputing", [0, 1])
+def test_only_forwards_that_a_recompute_follows_left_nothing(recomputing: int) -> None:
+    """Of one step's two microbatches the first is recomputed, and in the other step neither."""
     layers = [(10, 12, 8)]
     work = make_work(layers, 1, 2, forward_only_ns=4)
     recomputes = plan_of("0:1F0 0:1F1 0:1R0 0:1B0 0:1B1")
     keeps = plan_of("0:1F0 0:1F1 0:1B0 0:1B1")
-    timeline = simulate_program(lower([recomputes, keeps], work), "mixed")
+    plans = [keeps, keeps]
+    plans[recomputing] = recomputes
+    timeline = simulate_program(lower(plans, work), "mixed")
     again = trace_of_timeline(timeline, work.trace).layers[0]
     assert (again.forward_only_ns, again.forward_ns, again.recompute_ns) == (4, 10, 10)
