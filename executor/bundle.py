@@ -11,7 +11,7 @@ from .values import copy_each
 Memory = Callable[[int], Tensor]
 """Makes so many bytes."""
 
-PIECE_BYTES = 512 * 2**20
+TOGETHER_BYTES = 512 * 2**20
 """Of several tensors in one piece of memory, at most.
 
 A device's allocator finds room for a few such pieces where it finds none for all in one.
@@ -43,7 +43,7 @@ class Bundle:
         for number, part in enumerate(parts):
             key = "apart" if number < apart else part.dtype
             held = sum(each.nbytes for each in fills.get(key, {}).values())
-            if not held or held + part.nbytes > PIECE_BYTES:
+            if not held or held + part.nbytes > TOGETHER_BYTES:
                 fills[key] = {}
                 pieces.append(fills[key])
             fills[key][str(number)] = part

@@ -250,7 +250,7 @@ class StepEngine:
         if self._program.rules.weights == "resident":
             if layer in machinery.host_copies:  # Else nothing of it has changed.
                 read = machinery.host_copies[layer].named(self._step)
-                weights = machinery.weights[device].current(layer).parameters
+                weights = self._weights(device, layer).parameters
                 copy_each([(weights[name].data, each) for name, each in read.items()])
         elif task in self.tables.parts:
             self._upload_weights(task, device, layer)

@@ -46,7 +46,7 @@ class Together(NamedTuple):
 
 
 def all_at_once(places: Sequence[torch.device]) -> Together | None:
-    """What GPUs get together; None where there are none."""
+    """What GPUs get together; None where not all places are GPUs."""
     if any(place.type != "cuda" for place in places):
         return None
     host = torch.device("cpu")

@@ -42,7 +42,7 @@ class AsymmetricCut:
 
 def visit_ns(work: Work, kinds: str, first: int, stop: int) -> int:
     """Time of the ops of `kinds` on a range of layers, for one microbatch."""
-    return sum(work.visit_ns(kinds)[first:stop])
+    return sum(work.together_ns(kinds)[first:stop])
 
 
 def upload_ns(work: Work, first: int, stop: int) -> int:
@@ -115,7 +115,7 @@ def _evenest(
 
 
 def _prefix(work: Work, kinds: str) -> list[int]:
-    return list(accumulate(work.visit_ns(kinds), initial=0))
+    return list(accumulate(work.together_ns(kinds), initial=0))
 
 
 def _bounds(times: dict[str, list[int]]) -> list[int]:

@@ -67,7 +67,8 @@ def check_size(plans: Sequence[Plan], work: Work) -> None:
     ops = sum(len(ops) for plan in plans for ops in plan.devices)
     if ops > MOST_OPS:
         raise InputError(f"{ops:,} ops are too many; {MOST_OPS:,} at most: fewer steps or devices")
-    longest = max(sum(work.visit_ns(kinds)) for kinds in ("F", "FB", "RB"))
+    forward_only = work.layer_ns("F", forgets=True)
+    longest = max(sum(forward_only), *(sum(work.layer_ns(kind, 0.5)) for kind in "FBR"))
     hops = (work.machine.hop_ns or 0) * max(1, ops)
     if 3 * longest * work.microbatches * len(plans) + hops > 2**62:
         raise InputError("all the work together takes too long for 64 bits of nanoseconds")

@@ -133,7 +133,7 @@ def _cut_with_other_last(
 def _layer_ns(policy: str, work: Work, kinds: str, weight_share: float | None) -> list[int]:
     if weight_share is not None and not 0 <= weight_share <= 1:
         raise InputError(f"{policy}: weight_share: must be from 0 to 1, got {weight_share}")
-    return work.visit_ns(kinds, weight_share)
+    return work.together_ns(kinds, weight_share)
 
 
 def _check_enough_layers(policy: str, work: Work, stages: int) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,9 +132,11 @@ class OpTable:
     def duration_ns(self) -> NDArray[np.int64]:
         """Nanoseconds of each row, which are as many at least as its launch takes."""
         result = np.zeros(len(self.kind), dtype=np.int64)
-        for code, forgets in product(np.unique(self.kind).tolist(), (False, True)):
-            rows = self.is_kind(code) & (self.forgets == forgets)
-            layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share, forgets)
+        key = 2 * self.kind + self.forgets
+        for each in np.unique(key).tolist():
+            rows = key == each
+            code, forgets = divmod(each, 2)
+            layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share, bool(forgets))
             total = np.concatenate(([0], np.cumsum(np.array(layer_ns, dtype=np.int64))))
             result[rows] = total[self.stop[rows]] - total[self.first[rows]]
         return np.maximum(result, self.work.machine.host.task_ns)

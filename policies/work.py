@@ -62,7 +62,7 @@ class Work:
             return [_or_forward(each, each.forward_only_ns) for each in self.trace.layers]
         return [_layer_ns(layer, kind, weight_share) for layer in self.trace.layers]
 
-    def visit_ns(self, kinds: str, weight_share: float | None = None) -> list[int]:
+    def together_ns(self, kinds: str, weight_share: float | None = None) -> list[int]:
         """Nanoseconds of each layer in ops of all these kinds together, for one microbatch.
 
         "F" alone, or with an "R", is a forward that leaves nothing for backward.

@@ -180,7 +180,7 @@ def _one_f_one_b(cut: tuple[int, ...]) -> OneFOneB:
 
 def megatron_cuts(work: Work) -> Iterator[tuple[int, ...]]:
     """Cuts with equal middle stages, the fastest first; the head is in the last stage."""
-    ends = list(accumulate(work.visit_ns("FRB"), initial=0))
+    ends = list(accumulate(work.together_ns("FRB"), initial=0))
     cuts = _equal_middles(work.layers - 1, work.devices)
     yield from sorted(cuts, key=lambda cut: (_slowest(cut, ends), cut))
 

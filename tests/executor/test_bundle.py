@@ -25,7 +25,7 @@ def _memory(nbytes: int) -> torch.Tensor:
 def test_a_copy_elsewhere_has_what_was_put_in(
     apart: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "PIECE_BYTES", most)
+    monkeypatch.setattr(bundle, "TOGETHER_BYTES", most)
     home = Bundle.like(PARTS, apart, _memory)
     assert home.fits(PARTS)
     assert not home.holds(PARTS)
@@ -40,7 +40,7 @@ def test_pieces_are_few_of_one_dtype_and_not_large(monkeypatch: pytest.MonkeyPat
         return [[slot.name for slot in layout.slots] for layout in bundle.layouts]
 
     assert together(Bundle.like(PARTS, 2, _memory)) == [["0", "1"], ["2", "3", "4"], ["5"]]
-    monkeypatch.setattr(bundle, "PIECE_BYTES", 60)
+    monkeypatch.setattr(bundle, "TOGETHER_BYTES", 60)
     assert together(Bundle.like(PARTS, 2, _memory)) == [["0", "1"], ["2", "3"], ["4"], ["5"]]
-    monkeypatch.setattr(bundle, "PIECE_BYTES", 40)
+    monkeypatch.setattr(bundle, "TOGETHER_BYTES", 40)
     assert together(Bundle.like(PARTS, 2, _memory)) == [["0"], ["1"], ["2", "3"], ["4"], ["5"]]

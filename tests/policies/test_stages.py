@@ -103,11 +103,11 @@ def test_the_cut_counts_a_forward_that_leaves_nothing_by_its_own_time() -> None:
         for number, each in enumerate(work.trace.layers)
     ]
     work = replace(work, trace=work.trace.model_copy(update={"layers": tuple(costs)}))
-    assert work.visit_ns("FRB") == [9, 9, 28, 28]
+    assert work.together_ns("FRB") == [9, 9, 28, 28]
     assert GPipe(recompute="late").plan(work, 0).devices[0][0].stop == 3
-    assert work.visit_ns("FB") == [8] * 4
+    assert work.together_ns("FB") == [8] * 4
     assert GPipe().plan(work, 0).devices[0][0].stop == 2
-    assert work.visit_ns("F") == [1, 1, 20, 20]
+    assert work.together_ns("F") == [1, 1, 20, 20]
 
 
 def test_the_cut_knows_that_the_last_stage_recomputes_nothing_where_none_is_needed() -> None:

@@ -103,6 +103,13 @@ def test_knobs_of_one_policy_stand_behind_its_name(
     rows = [line for line in lines if re.search(r" predicted +[\d.]+ \S+ +[\d.]+ % .*B *$", line)]
     assert len(rows) == 2
     assert max(map(len, rows)) <= 80
+    # The rest of a name stands in the lines below its beginning.
+    width = rows[0].index("predicted")
+    first, stop = (
+        lines.index(rows[0]),
+        next(n for n, x in enumerate(lines) if x.startswith("round")),
+    )
+    assert "".join(line[:width].strip() for line in lines[first:stop]) == "".join(names)
     sync, stale = json.loads((out / "validate.json").read_text())["policies"]
     assert [sync["policy"], stale["policy"]] == names
     assert (out / "round-robin-optimizer-stale-recompute-late.png").is_file()
