@@ -78,6 +78,9 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
 }
 """Policies by name."""
 
+REPLAYED = "replayed "
+"""Before a policy's name: with its layers replayed from CUDA graphs."""
+
 PEERS = {
     "plain, on each GPU at once": ("plain_on_each", ""),
     "torch-1f1b": ("torch_pipeline", "1f1b"),
@@ -100,7 +103,8 @@ def peer(name: str, arguments: Arguments) -> Result:
 def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
     """A trainer by one of our policies: one that streams at the memory cap, a resident one as
     `plain`."""
-    policy = POLICIES[name](arguments) if name in POLICIES else roundel.make_policy(name)
+    known = name.removeprefix(REPLAYED)
+    policy = POLICIES[known](arguments) if known in POLICIES else roundel.make_policy(known)
     streams = isinstance(policy, Streamed)
     return roundel.Trainer(
         make_layers(arguments, "cpu", torch.float32 if streams else dtype_of(arguments)),
@@ -111,6 +115,7 @@ def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
         microbatches=arguments.microbatches,
         memory_limit=arguments.memory if streams else 0,
         compute_dtype=dtype_of(arguments),
+        graphs=name.startswith(REPLAYED),
     )
 
 
@@ -146,6 +151,7 @@ def ours(name: str, arguments: Arguments) -> Result:
 SYSTEMS: dict[str, Callable[[Arguments], Result]] = {
     "plain": plain,
     **{name: partial(ours, name) for name in POLICIES},
+    **{REPLAYED + name: partial(ours, REPLAYED + name) for name in POLICIES},
     **{name: partial(peer, name) for name in PEERS},
 }
 

@@ -2,19 +2,22 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..policies.op import Op
 from .deferred import Job, collecting
 from .pace import BACKWARD, Pace
 from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
+
+Layer = Callable[[Any], Any]
+"""A module, or what runs in its place."""
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -110,7 +113,7 @@ class Computer:
         self._pace = Pace(device)
 
     def forward(
-        self, op: Op, step: int, modules: list[nn.Module], value: Value, keep: set[int]
+        self, op: Op, step: int, modules: Sequence[Layer], value: Value, keep: set[int]
     ) -> dict[int, Value]:
         """Run without saving anything; returns the outputs of the layers in `keep`."""
         kept = {}
@@ -129,7 +132,7 @@ class Computer:
         self,
         op: Op,
         step: int,
-        modules: list[nn.Module],
+        modules: Sequence[Layer],
         value: Value,
         finish: Callable[[Value], Value],
         defer: bool,
@@ -166,7 +169,7 @@ class Computer:
         return result
 
     def _run(
-        self, op: Op, step: int, modules: list[nn.Module], value: Value
+        self, op: Op, step: int, modules: Sequence[Layer], value: Value
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
@@ -176,7 +179,7 @@ class Computer:
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
-                name = type(module).__name__
+                name = getattr(module, "__name__", type(module).__name__)
                 error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")
                 raise
             yield layer, value

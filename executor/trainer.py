@@ -36,6 +36,7 @@ from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .placement import place_weights
 from .places import gpus_of, host_memory
 from .program_tables import ProgramTables
+from .replay import Replays
 from .run import Run
 from .short_turns import short_turns
 from .sizes import parse_bytes, say_bytes
@@ -84,6 +85,9 @@ class Trainer:
     on_nan: `stop` raises NotANumber before the next step, `go on` trains on.
     seed: what dropout draws from, with step, layer and microbatch. None: torch.initial_seed().
 
+    graphs: record layers that are alike once and replay their recompute and backward (CUDA graphs),
+        for streamed weights where nothing draws random numbers. Takes memory beside the plan's.
+
     Usable as a context manager. Nothing starts before the first step.
     """
 
@@ -106,6 +110,7 @@ class Trainer:
         clip_norm: float | None = None,
         on_nan: Literal["stop", "go on"] = "stop",
         seed: int | None = None,
+        graphs: bool = False,
     ) -> None:
         if not devices:
             raise InputError("devices: name at least one")
@@ -140,6 +145,7 @@ class Trainer:
         self._earlier: tuple[str, Trace | None] = "", None
         self._shares: dict[torch.device, float] = {}
         self._failure: BaseException | None = None
+        self._graphs = graphs
         self._poison = False
         self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
 
@@ -378,7 +384,16 @@ class Trainer:
             self._clip_norm,
             lanes,
             self._randomness,
+            self._replays(plan),
         )
+
+    def _replays(self, plan: Plan) -> list[Replays]:
+        """A device's replays, where they are wanted and all that runs does so each time alike."""
+        splits = any(op.kind == "I" for ops in plan.devices for op in ops)
+        draws = self._randomness.draws or self._randomness.updates_draw
+        if not self._graphs or plan.weights == "resident" or splits or draws:
+            return []
+        return [Replays(self.layers, ops, self._compute_dtype) for ops in plan.devices]
 
     # ---- a step
 

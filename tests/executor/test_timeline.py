@@ -113,7 +113,7 @@ def test_tokens_per_second_are_those_of_the_whole_step() -> None:
 
 
 def test_how_the_host_kept_up_with_each_op() -> None:
-    """An op's end is marked behind its launch; to a GPU's clock that can be a moment before it."""
+    """On the CPU an op takes as long as its launch and ends behind it; a GPU has its own time."""
     with make(roundel.RoundRobin(**toy.CUTS), 2, 3) as trainer:
         result = trainer.step(*toy.vectors()[0])
         spans = [each for each in result.timeline.spans() if each.lane.kind == "compute"]
@@ -124,6 +124,8 @@ def test_how_the_host_kept_up_with_each_op() -> None:
     by_lane = sorted(spans, key=lambda span: (span.lane.name, span.start_ns))
     for launch, span in zip(launches, by_lane, strict=True):
         assert launch.lane == span.lane.name
-        assert 0 < launch.host_ns <= span.end_ns - span.start_ns
-        assert toy.DEVICES != ["cpu"] or launch.lead_ns > 0
+        assert launch.host_ns > 0
+        if toy.DEVICES == ["cpu"]:
+            assert launch.host_ns <= span.end_ns - span.start_ns
+            assert launch.lead_ns > 0
         assert launch.lead_ns < span.end_ns
