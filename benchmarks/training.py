@@ -3,14 +3,16 @@
     python benchmarks/training.py --out FOLDER [--model qwen3-1.7b] [--memory 24GiB]
         [--systems plain,round-robin,fsdp2-offload] [--devices cuda:0] [--steps 6]
     ... --systems "plain,layer-to-layer[optimizer_on=device],1f1b[partition=17 13]"
+    ... --systems "plain,round-robin,replayed round-robin"
 
 The same model, batch, seed and dtype in every system, each in a process of its own. `plain` is the
 limit: all weights resident, bf16 weights and AdamW states, activation checkpointing per block, no
 cap; a share is of that times the devices. `plain, on each GPU at once`, a model for each, is what
 they can do together. Roundel's and torch's resident pipelines are without a cap, too. It is
 enforced for all others; there Roundel keeps float32 masters and states on the host. It is exact
-either way. `peers/` has the others, each with its settings in its docstring. Prints a table with
-losses beside tokens/s; writes JSON, timelines and their pictures, and a log for each system.
+either way. A policy that is `replayed` has its recompute and backward from CUDA graphs. `peers/`
+has the others, each with its settings in its docstring. Prints a table with losses beside tokens/s;
+writes JSON, timelines and their pictures, and a log for each system.
 
 `--devices cpu,cpu --model decoder-tiny --sequence 32 --dtype float32` tries it without a GPU;
 the losses of all that are not stale agree there to 1e-5.

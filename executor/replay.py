@@ -21,7 +21,7 @@ from .compute import Layer
 from .kinds import kind_of
 from .layers import Layers, Layout, Replica, WeightCopy
 from .streams import CudaStream
-from .values import Value
+from .values import Value, map_tensors
 
 WARM_UP = 2
 """How often a layer runs before it is recorded: libraries choose kernels and take memory then."""
@@ -52,7 +52,7 @@ class Recorder:
             return work
         graph = torch.cuda.CUDAGraph()
         with _one_at_a_time, torch.cuda.stream(self._stream):
-            # Other threads may do meanwhile what this one may not, such as take memory.
+            # Threads of others may do meanwhile what this one may not, such as take memory.
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 work()
@@ -199,20 +199,21 @@ class _Replay(torch.autograd.Function):
 
 
 class Replays:
-    """The chains of one device, one for each kind of layers, recorded when they are first wanted.
+    """The chains of one device, one for each kind of layers.
 
     ops: that device's. At most `MOST` layers of a visit are replayed; the others take that memory.
+    Inputs are noted as they come in a step; `record`, between two steps, makes chains for them.
     """
 
     def __init__(self, layers: Layers, ops: Iterable[Op], compute: torch.dtype | None) -> None:
         self._layers, self._compute = layers, compute
-        needs = [False, *layers.needs_gradient()]
-        self._needs = needs
-        self._kinds = [kind_of(layers, n, needs[n], ()) for n in range(len(layers))]
-        self._counts: Counter[Hashable] = Counter()
+        self._needs = [False, *layers.needs_gradient()]
+        self._kinds = [kind_of(layers, n, self._needs[n], ()) for n in range(len(layers))]
         alike = Counter(self._kinds)
+        self._counts: Counter[Hashable] = Counter()
         for first, stop in {(op.first, op.stop) for op in ops if op.kind == "B"}:
             self._counts |= Counter(kind for kind in self._kinds[first:stop] if alike[kind] > 1)
+        self._noted: dict[Hashable, tuple[int, Value]] = {}
         self._chains: dict[Hashable, Chain | None] = {}
         self._anchors: dict[torch.device, Tensor] = {}
 
@@ -223,7 +224,9 @@ class Replays:
             return module
 
         def run(value: Value) -> Any:
-            chain = self._chain(layer, value)
+            chain = self._chains.get(kind)
+            if kind not in self._chains:
+                self._noted.setdefault(kind, (layer, map_tensors(torch.empty_like, value)))
             slot = chain.slot_of(weights) if chain is not None and chain.fits(value) else None
             if chain is None or slot is None:
                 return module(value)
@@ -232,19 +235,27 @@ class Replays:
         run.__name__ = type(module).__name__
         return run
 
-    def _chain(self, layer: int, value: Value) -> Chain | None:
-        kind = self._kinds[layer]
-        if kind not in self._chains:
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything to record."""
+        return bool(self._noted)
+
+    def record(self) -> None:
+        """Record what was noted. Nothing else may run on the device meanwhile.
+
+        Of memory that another stream reads, torch's allocator forgets that while anybody records.
+        """
+        for kind, (layer, value) in self._noted.items():
             self._chains[kind] = self._recorded(layer, value)
-        return self._chains[kind]
+        self._noted.clear()
 
     def _recorded(self, layer: int, value: Value) -> Chain | None:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return None
-        layout = Layout.of(self._layers.parameters_of(layer), self._compute)
-        module, count = self._layers.modules[layer], min(MOST, self._counts[self._kinds[layer]])
         try:
-            return Chain(module, layout, value, self._needs[layer], count)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise NotImplementedError("its input is no single tensor")
+            layout = Layout.of(self._layers.parameters_of(layer), self._compute)
+            module, count = self._layers.modules[layer], self._counts[self._kinds[layer]]
+            return Chain(module, layout, value.zero_(), self._needs[layer], min(MOST, count))
         except (RuntimeError, NotImplementedError) as error:
             why = str(error).partition("\n")[0]
             warnings.warn(f"graphs: layer {layer} runs without one: {why}", stacklevel=2)

@@ -421,6 +421,7 @@ class Trainer:
         if overlaps:
             # The devices may still read them when the user has taken them back.
             inputs, targets = ([_own(each) for each in parts] for parts in (inputs, targets))
+        self._record(ready)
         ready.machinery.on_host.tidy()
         engine = StepEngine(
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
@@ -439,6 +440,15 @@ class Trainer:
         tokens = sum(map(count_tokens, inputs))
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
+
+    def _record(self, ready: _Ready) -> None:
+        """Record the layers that the step before has shown, when all is quiet."""
+        machinery = ready.machinery
+        if any(replays.waits for replays in machinery.replays):
+            self.flush()
+            for stream, replays in zip(machinery.streams, machinery.replays, strict=True):
+                with stream.use():
+                    replays.record()
 
     def _after(self, tables: ProgramTables) -> dict[int, list[tuple[Run, int]]]:
         """What the next run's tasks wait for of the one that is still under way."""

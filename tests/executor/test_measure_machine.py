@@ -8,7 +8,7 @@ import torch
 import roundel
 from roundel.executor.measure_links import CHANNEL, Together, behind_one_channel
 from roundel.executor.measure_machine import measure_machine, switches_of
-from roundel.executor.places import memory_limits, sharing_cores
+from roundel.executor.places import memory_limits, sharing_cores, threads_of_updates
 from roundel.traces.machine import Device, Link, Machine
 
 CPU = torch.device("cpu")
@@ -45,6 +45,14 @@ def test_virtual_devices_share_the_cores() -> None:
     with sharing_cores([CPU] * 2):
         assert torch.get_num_threads() == max(1, before // 2)
     assert torch.get_num_threads() == before
+
+
+def test_updates_leave_half_of_the_cores_to_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    for cores, expected in ((32, 16), (5, 2), (1, 1)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert threads_of_updates(gpus) == expected
+        assert threads_of_updates([CPU] * 2) == cores
 
 
 def links(*rates: int) -> list[Link]:

@@ -1,13 +1,16 @@
 """Layers that are recorded and replayed train as they would have: exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import roundel
 from roundel.executor import replay
 from roundel.policies.streamed import Streamed
+from roundel.traces.machine import ideal_machine
 
 from . import toy
 from .test_exact import assert_same, mse, name
@@ -56,3 +59,61 @@ def test_replayed_layers_train_exactly(
         toy.blocks(dropout=0), mse, batches, policy, race=1, devices=devices, graphs=True
     )
     assert_same(got, reference(toy.blocks(dropout=0), mse, batches))
+
+
+def test_layers_are_recorded_when_all_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, replayed: list[replay.Slot]
+) -> None:
+    """While anybody records, torch's allocator forgets who reads memory on other streams."""
+    record, pending = replay.Recorder.record, []
+
+    def noted(recorder: replay.Recorder, work: Callable[[], None]) -> Callable[[], None]:
+        pending.append(list(trainer._pending))
+        return record(recorder, work)
+
+    monkeypatch.setattr(replay.Recorder, "record", noted)
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer="stale")
+    trainer = roundel.Trainer(
+        toy.blocks(),
+        mse,
+        policy=policy,
+        optimizer=toy.ADAMW,
+        devices=toy.devices(3),
+        microbatches=4,
+        machine=ideal_machine(3),
+        graphs=True,
+    )
+    with trainer:
+        for batch in toy.vectors(steps=4):
+            trainer.step(*batch)
+    assert pending
+    assert not any(pending)
+
+
+def test_what_cannot_be_recorded_runs_as_it_would_have() -> None:
+    """Its input is a pair of tensors; that is told, and training is exact."""
+
+    class Pair(nn.Module):
+        """Takes a tensor or a pair, and gives a pair."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(toy.WIDTH, toy.WIDTH)
+
+        def forward(self, value: Any) -> Any:
+            first, second = value if isinstance(value, tuple) else (value, value)
+            return self.inner(first), second * 1
+
+    class Join(nn.Module):
+        def forward(self, value: Any) -> Tensor:
+            return value[0] + value[1]
+
+    def layers() -> list[nn.Module]:
+        torch.manual_seed(2)
+        return [*(Pair().double() for _ in range(7)), Join()]
+
+    batches = toy.vectors(steps=4)
+    policy = roundel.RoundRobin(**toy.CUTS)
+    with pytest.warns(UserWarning, match="graphs: layer . runs without one: its input is no"):
+        got = toy.train(layers(), mse, batches, policy, race=1, graphs=True)
+    assert_same(got, toy.plain(layers(), mse, batches))
