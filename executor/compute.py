@@ -125,7 +125,7 @@ class Computer:
 
     def loss_of(self, output: Value, target: Value) -> Tensor:
         """The loss of a microbatch's output."""
-        with self._casting():
+        with self.casting():
             return self._loss_fn(output, target)
 
     def forward_with_graph(
@@ -175,7 +175,7 @@ class Computer:
             try:
                 self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
-                with numbers, self._casting():
+                with numbers, self.casting():
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
@@ -184,7 +184,8 @@ class Computer:
                 raise
             yield layer, value
 
-    def _casting(self) -> Any:
+    def casting(self) -> Any:
+        """What layers run in."""
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self._autocast)

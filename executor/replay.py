@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from .values import Value, map_tensors
 WARM_UP = 2
 """How often a layer runs before it is recorded: libraries choose kernels and take memory then."""
 
+
+Casting = Callable[[], AbstractContextManager[Any]]
+"""What layers run in, such as autocast."""
 
 MOST = 4
 """Layers of a visit that are replayed, at most: each takes the memory of what a backward needs."""
@@ -64,7 +68,9 @@ class Recorder:
 class Slot:
     """A place for one layer of a kind: its weights, input, output and gradients."""
 
-    def __init__(self, module: nn.Module, layout: Layout, value: Tensor, needs: bool) -> None:
+    def __init__(
+        self, module: nn.Module, layout: Layout, value: Tensor, needs: bool, casting: Casting
+    ) -> None:
         device = value.device
         self._flat = torch.zeros(layout.nbytes, dtype=torch.uint8, device=device)
         weights = WeightCopy(layout.parameters(self._flat), self._flat)
@@ -73,7 +79,7 @@ class Slot:
         self._sums = torch.zeros(self._layout.nbytes, dtype=torch.uint8, device=device)
         for name, each in self._layout.views(self._sums).items():
             trained[name].grad = each
-        self.module = Replica(module, device).bind(weights)
+        self.module, self._casting = Replica(module, device).bind(weights), casting
         self.leaf = value.detach().requires_grad_(needs)
         self.output, self.given = value, value
         self.holds: WeightCopy | None = None
@@ -83,7 +89,7 @@ class Slot:
 
     def run(self) -> None:
         """The layer forward, leaving its graph."""
-        with torch.enable_grad():
+        with torch.enable_grad(), self._casting():
             self.output = self.module(self.leaf)
 
     def run_back(self) -> None:
@@ -134,14 +140,22 @@ class Chain:
     back.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, value: Tensor, needs: bool, count: int):
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        value: Tensor,
+        needs: bool,
+        casting: Casting,
+        count: int,
+    ) -> None:
         self.depth = 0
         self.slots: list[Slot] = []
         recorder = Recorder(value.device)
         given = torch.zeros_like(value)
         leaf = value.detach().clone()
         for _ in range(count):
-            slot = Slot(module, layout, leaf, needs)
+            slot = Slot(module, layout, leaf, needs, casting)
             self._warm_up(slot, given)
             slot.replay_forward = recorder.record(slot.run)
             if slot.output.shape != value.shape or slot.output.dtype != value.dtype:
@@ -201,15 +215,19 @@ class _Replay(torch.autograd.Function):
 class Replays:
     """The chains of one device, one for each kind of layers.
 
-    ops: that device's. At most `MOST` layers of a visit are replayed; the others take that memory.
+    ops: that device's; casting: what its layers run in. Of a visit at most `MOST` layers are
+    replayed, for each takes memory.
     Inputs are noted as they come in a step; `record`, between two steps, makes chains for them.
     """
 
-    def __init__(self, layers: Layers, ops: Iterable[Op], compute: torch.dtype | None) -> None:
-        self._layers, self._compute = layers, compute
+    def __init__(
+        self, layers: Layers, ops: Iterable[Op], compute: torch.dtype | None, casting: Casting
+    ) -> None:
+        self._layers, self._compute, self._casting = layers, compute, casting
         self._needs = [False, *layers.needs_gradient()]
         self._kinds = [kind_of(layers, n, self._needs[n], ()) for n in range(len(layers))]
-        alike = Counter(self._kinds)
+        # Others have no backward, or none like them.
+        alike = Counter(kind for n, kind in enumerate(self._kinds) if self._needs[n + 1])
         self._counts: Counter[Hashable] = Counter()
         for first, stop in {(op.first, op.stop) for op in ops if op.kind == "B"}:
             self._counts |= Counter(kind for kind in self._kinds[first:stop] if alike[kind] > 1)
@@ -255,7 +273,9 @@ class Replays:
                 raise NotImplementedError("its input is no single tensor")
             layout = Layout.of(self._layers.parameters_of(layer), self._compute)
             module, count = self._layers.modules[layer], self._counts[self._kinds[layer]]
-            return Chain(module, layout, value.zero_(), self._needs[layer], min(MOST, count))
+            return Chain(
+                module, layout, value.zero_(), self._needs[layer], self._casting, min(MOST, count)
+            )
         except (RuntimeError, NotImplementedError) as error:
             why = str(error).partition("\n")[0]
             warnings.warn(f"graphs: layer {layer} runs without one: {why}", stacklevel=2)

@@ -384,16 +384,19 @@ class Trainer:
             self._clip_norm,
             lanes,
             self._randomness,
-            self._replays(plan),
+            self._replays(plan, computers),
         )
 
-    def _replays(self, plan: Plan) -> list[Replays]:
+    def _replays(self, plan: Plan, computers: list[Computer]) -> list[Replays]:
         """A device's replays, where they are wanted and all that runs does so each time alike."""
         splits = any(op.kind == "I" for ops in plan.devices for op in ops)
         draws = self._randomness.draws or self._randomness.updates_draw
         if not self._graphs or plan.weights == "resident" or splits or draws:
             return []
-        return [Replays(self.layers, ops, self._compute_dtype) for ops in plan.devices]
+        return [
+            Replays(self.layers, ops, self._compute_dtype, computer.casting)
+            for ops, computer in zip(plan.devices, computers, strict=True)
+        ]
 
     # ---- a step
 
