@@ -32,7 +32,7 @@ Casting = Callable[[], AbstractContextManager[Any]]
 """What layers run in, such as autocast."""
 
 MOST = 4
-"""Layers of a visit that are replayed, at most: each takes the memory of what a backward needs."""
+"""Layers of a kind that are replayed in a visit, at most: each takes what a backward needs."""
 
 
 _one_at_a_time = threading.Lock()
@@ -56,7 +56,7 @@ class Recorder:
             return work
         graph = torch.cuda.CUDAGraph()
         with _one_at_a_time, torch.cuda.stream(self._stream):
-            # Threads of others may do meanwhile what this one may not, such as take memory.
+            # Threads that are not a trainer's may do meanwhile what this one may not.
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 work()
@@ -215,8 +215,8 @@ class _Replay(torch.autograd.Function):
 class Replays:
     """The chains of one device, one for each kind of layers.
 
-    ops: that device's; casting: what its layers run in. Of a visit at most `MOST` layers are
-    replayed, for each takes memory.
+    ops: that device's; casting: what its layers run in. Of a kind at most `MOST` in a visit
+    are replayed, for each takes memory.
     Inputs are noted as they come in a step; `record`, between two steps, makes chains for them.
     """
 
