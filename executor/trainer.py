@@ -87,6 +87,9 @@ class Trainer:
 
     graphs: record layers that are alike once and replay their recompute and backward (CUDA graphs),
         for streamed weights where nothing draws random numbers. Takes memory beside the plan's.
+        Experimental, and wrong where a trained parameter gets no gradient, layers of a kind differ
+        in a tie or in `layer_idx`, a view lies between two of them, or a layer's attributes change
+        after the first step. Only layers whose input is one tensor are replayed.
 
     Usable as a context manager. Nothing starts before the first step.
     """
