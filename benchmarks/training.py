@@ -3,16 +3,14 @@
     python benchmarks/training.py --out FOLDER [--model qwen3-1.7b] [--memory 24GiB]
         [--systems plain,round-robin,fsdp2-offload] [--devices cuda:0] [--steps 6]
     ... --systems "plain,layer-to-layer[optimizer_on=device],1f1b[partition=17 13]"
-    ... --systems "plain,round-robin,replayed round-robin"
 
 The same model, batch, seed and dtype in every system, each in a process of its own. `plain` is the
 limit: all weights resident, bf16 weights and AdamW states, activation checkpointing per block, no
 cap; a share is of that times the devices. `plain, on each GPU at once`, a model for each, is what
 they can do together. Roundel's and torch's resident pipelines are without a cap, too. It is
 enforced for all others; there Roundel keeps float32 masters and states on the host. It is exact
-either way. A policy that is `replayed` has its recompute and backward from CUDA graphs. `peers/`
-has the others, each with its settings in its docstring. Prints a table with losses beside tokens/s;
-writes JSON, timelines and their pictures, and a log for each system.
+either way. `peers/` has the others, each with its settings in its docstring. Prints a table with
+losses beside tokens/s; writes JSON, timelines and their pictures, and a log for each system.
 
 `--devices cpu,cpu --model decoder-tiny --sequence 32 --dtype float32` tries it without a GPU;
 the losses of all that are not stale agree there to 1e-5.
@@ -80,9 +78,6 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
 }
 """Policies by name."""
 
-REPLAYED = "replayed "
-"""Before a policy's name: with its layers replayed from CUDA graphs."""
-
 PEERS = {
     "plain, on each GPU at once": ("plain_on_each", ""),
     "torch-1f1b": ("torch_pipeline", "1f1b"),
@@ -105,8 +100,7 @@ def peer(name: str, arguments: Arguments) -> Result:
 def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
     """A trainer by one of our policies: one that streams at the memory cap, a resident one as
     `plain`."""
-    known = name.removeprefix(REPLAYED)
-    policy = POLICIES[known](arguments) if known in POLICIES else roundel.make_policy(known)
+    policy = POLICIES[name](arguments) if name in POLICIES else roundel.make_policy(name)
     streams = isinstance(policy, Streamed)
     return roundel.Trainer(
         make_layers(arguments, "cpu", torch.float32 if streams else dtype_of(arguments)),
@@ -117,7 +111,6 @@ def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
         microbatches=arguments.microbatches,
         memory_limit=arguments.memory if streams else 0,
         compute_dtype=dtype_of(arguments),
-        graphs=name.startswith(REPLAYED),
     )
 
 
@@ -153,7 +146,6 @@ def ours(name: str, arguments: Arguments) -> Result:
 SYSTEMS: dict[str, Callable[[Arguments], Result]] = {
     "plain": plain,
     **{name: partial(ours, name) for name in POLICIES},
-    **{REPLAYED + name: partial(ours, REPLAYED + name) for name in POLICIES},
     **{name: partial(peer, name) for name in PEERS},
 }
 

@@ -2,22 +2,19 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..policies.op import Op
 from .deferred import Job, collecting
 from .pace import BACKWARD, Pace
 from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
-
-Layer = Callable[[Any], Any]
-"""A module, or what runs in its place."""
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -113,7 +110,7 @@ class Computer:
         self._pace = Pace(device)
 
     def forward(
-        self, op: Op, step: int, modules: Sequence[Layer], value: Value, keep: set[int]
+        self, op: Op, step: int, modules: list[nn.Module], value: Value, keep: set[int]
     ) -> dict[int, Value]:
         """Run without saving anything; returns the outputs of the layers in `keep`."""
         kept = {}
@@ -125,14 +122,14 @@ class Computer:
 
     def loss_of(self, output: Value, target: Value) -> Tensor:
         """The loss of a microbatch's output."""
-        with self.casting():
+        with self._casting():
             return self._loss_fn(output, target)
 
     def forward_with_graph(
         self,
         op: Op,
         step: int,
-        modules: Sequence[Layer],
+        modules: list[nn.Module],
         value: Value,
         finish: Callable[[Value], Value],
         defer: bool,
@@ -169,23 +166,22 @@ class Computer:
         return result
 
     def _run(
-        self, op: Op, step: int, modules: Sequence[Layer], value: Value
+        self, op: Op, step: int, modules: list[nn.Module], value: Value
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
                 self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
-                with numbers, self.casting():
+                with numbers, self._casting():
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
-                name = getattr(module, "__name__", type(module).__name__)
+                name = type(module).__name__
                 error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")
                 raise
             yield layer, value
 
-    def casting(self) -> Any:
-        """What layers run in."""
+    def _casting(self) -> Any:
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self._autocast)

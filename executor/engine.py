@@ -9,7 +9,7 @@ from torch import Tensor
 from ..policies.op import Op
 from ..traces.errors import InputError
 from ..traces.timeline import COMPUTE_KINDS, KINDS
-from .compute import Graph, Layer
+from .compute import Graph
 from .gradients import GradientBook
 from .host_pool import HostPool
 from .layers import WeightCopy
@@ -114,7 +114,7 @@ class StepEngine:
 
     def _forward(self, op: Op, device: int, task: int) -> None:
         machinery, computer = self._machinery, self._machinery.computers[device]
-        modules: list[Layer] = [*machinery.weights[device].modules(op.first, op.stop)]
+        modules = machinery.weights[device].modules(op.first, op.stop)
         value = self._input(op, device)
         keep = {layer for label, layer in self.tables.allocs[task] if label == ACTIVATIONS}
         if (SAVED, op.first) not in self.tables.allocs[task]:
@@ -123,8 +123,6 @@ class StepEngine:
             if self._is_last(op):
                 self._weighted_loss(op, device, output)
         else:
-            if not keep and machinery.replays:
-                modules = self._replayed(op, device, modules)
             graph, output = computer.forward_with_graph(
                 op,
                 self._step,
@@ -138,14 +136,6 @@ class StepEngine:
             kept = {op.stop - 1: detached(output)}
         for layer in keep:
             self._store.put(Key(ACTIVATIONS, device, layer, op.microbatch), kept[layer])
-
-    def _replayed(self, op: Op, device: int, modules: list[Layer]) -> list[Layer]:
-        """The layers, some of them replayed: what those leave is for their backward alone."""
-        replays, weights = self._machinery.replays[device], self._machinery.weights[device]
-        return [
-            replays.module(layer, module, weights.current(layer))
-            for layer, module in zip(range(op.first, op.stop), modules, strict=True)
-        ]
 
     def _input(self, op: Op, device: int) -> Value:
         if op.first == 0:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -242,27 +241,15 @@ def _places(module: nn.Module, copy: nn.Module) -> list[tuple[nn.Module, str, st
     return places
 
 
-class Holder(Protocol):
-    """Has taken a layer's weights over for a visit, and gives them their gradients at its end."""
-
-    def settle(self) -> None:
-        """Give the gradients back; have the weights no more."""
-        ...
-
-
 @dataclass
 class WeightCopy:
     """A layer's weights on one device, and the gradients that they collect."""
 
     parameters: dict[str, nn.Parameter]
     flat: Tensor | None = field(default=None, repr=False)
-    slot: "Holder | None" = field(default=None, repr=False)
-    """What runs them now in memory of its own, and has their gradients."""
 
     def take_gradients(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The gradients so far of these parameters (None: of all); they have none afterwards."""
-        if self.slot is not None:
-            self.slot.settle()
         grads = {}
         for name in self.parameters if names is None else names:
             parameter = self.parameters[name]

@@ -14,7 +14,6 @@ from .layers import Layers
 from .masters import Masters
 from .placement import Placed
 from .places import gpus_of, threads_of_updates
-from .replay import Replays
 from .streams import CpuStream, make_stream
 from .transit import Transit
 
@@ -23,7 +22,7 @@ class Machinery:
     """Devices, weights on them, masters, and what uploads read.
 
     `streams` are the devices' compute streams. States that pass through are updated there, or on
-    `update_streams`. `replays`: by device, of a trainer that replays layers; else empty.
+    `update_streams`.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class Machinery:
         clip_norm: float | None,
         lanes: Mapping[Lane, LaneThread],
         randomness: Randomness,
-        replays: Sequence[Replays] = (),
     ) -> None:
         pin = bool(gpus_of(devices))
         self.layers = layers
@@ -50,7 +48,6 @@ class Machinery:
             for kind in ("compute", "d2h")
         )
         self.randomness = randomness
-        self.replays = replays
         self.scratch = Scratch()
         self.sharing = [layers.sharing(layer) for layer in range(len(layers))]
         self.transit = Transit(layers, masters, self.host_copies, pin)

@@ -36,7 +36,6 @@ from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .placement import place_weights
 from .places import gpus_of, host_memory
 from .program_tables import ProgramTables
-from .replay import Replays
 from .run import Run
 from .short_turns import short_turns
 from .sizes import parse_bytes, say_bytes
@@ -85,12 +84,6 @@ class Trainer:
     on_nan: `stop` raises NotANumber before the next step, `go on` trains on.
     seed: what dropout draws from, with step, layer and microbatch. None: torch.initial_seed().
 
-    graphs: record layers that are alike once and replay their recompute and backward (CUDA graphs),
-        for streamed weights where nothing draws random numbers. Takes memory beside the plan's.
-        Experimental, and wrong where a trained parameter gets no gradient, layers of a kind differ
-        in a tie or in `layer_idx`, a view lies between two of them, or a layer's attributes change
-        after the first step. Only layers whose input is one tensor are replayed.
-
     Usable as a context manager. Nothing starts before the first step.
     """
 
@@ -113,7 +106,6 @@ class Trainer:
         clip_norm: float | None = None,
         on_nan: Literal["stop", "go on"] = "stop",
         seed: int | None = None,
-        graphs: bool = False,
     ) -> None:
         if not devices:
             raise InputError("devices: name at least one")
@@ -148,7 +140,6 @@ class Trainer:
         self._earlier: tuple[str, Trace | None] = "", None
         self._shares: dict[torch.device, float] = {}
         self._failure: BaseException | None = None
-        self._graphs = graphs
         self._poison = False
         self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
 
@@ -387,19 +378,7 @@ class Trainer:
             self._clip_norm,
             lanes,
             self._randomness,
-            self._replays(plan, computers),
         )
-
-    def _replays(self, plan: Plan, computers: list[Computer]) -> list[Replays]:
-        """A device's replays, where they are wanted and all that runs does so each time alike."""
-        splits = any(op.kind == "I" for ops in plan.devices for op in ops)
-        draws = self._randomness.draws or self._randomness.updates_draw
-        if not self._graphs or plan.weights == "resident" or splits or draws:
-            return []
-        return [
-            Replays(self.layers, ops, self._compute_dtype, computer.casting)
-            for ops, computer in zip(plan.devices, computers, strict=True)
-        ]
 
     # ---- a step
 
@@ -427,7 +406,6 @@ class Trainer:
         if overlaps:
             # The devices may still read them when the user has taken them back.
             inputs, targets = ([_own(each) for each in parts] for parts in (inputs, targets))
-        self._record(ready)
         ready.machinery.on_host.tidy()
         engine = StepEngine(
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
@@ -446,15 +424,6 @@ class Trainer:
         tokens = sum(map(count_tokens, inputs))
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
-
-    def _record(self, ready: _Ready) -> None:
-        """Record the layers that the step before has shown, when all is quiet."""
-        machinery = ready.machinery
-        if any(replays.waits for replays in machinery.replays):
-            self.flush()
-            for stream, replays in zip(machinery.streams, machinery.replays, strict=True):
-                with stream.use():
-                    replays.record()
 
     def _after(self, tables: ProgramTables) -> dict[int, list[tuple[Run, int]]]:
         """What the next run's tasks wait for of the one that is still under way."""

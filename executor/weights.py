@@ -34,8 +34,6 @@ class DeviceWeights:
     def drop(self, layer: int) -> WeightCopy:
         """Let go of the oldest, in its module too."""
         dropped = self._copies[layer].popleft()
-        if dropped.slot is not None:
-            dropped.slot.settle()
         if layer in self._replicas:
             self._replicas[layer].release(dropped)
         return dropped

@@ -105,10 +105,8 @@ def test_knobs_of_one_policy_stand_behind_its_name(
     assert max(map(len, rows)) <= 80
     # The rest of a name stands in the lines below its beginning.
     width = rows[0].index("predicted")
-    first, stop = (
-        lines.index(rows[0]),
-        next(n for n, x in enumerate(lines) if x.startswith("round")),
-    )
+    first = lines.index(rows[0])
+    stop = next(number for number, line in enumerate(lines) if line.startswith("round"))
     assert "".join(line[:width].strip() for line in lines[first:stop]) == "".join(names)
     sync, stale = json.loads((out / "validate.json").read_text())["policies"]
     assert [sync["policy"], stale["policy"]] == names
