@@ -108,6 +108,7 @@ class Computer:
         self._autocast = autocast
         self._needs_gradient = needs_gradient
         self._pace = Pace(device)
+        self._backwards_noted = 0
 
     def forward(
         self, op: Op, step: int, modules: list[nn.Module], value: Value, keep: set[int]
@@ -143,7 +144,9 @@ class Computer:
         leaves = as_leaves(value, needs)
         jobs: list[Job] = []
         with torch.enable_grad(), collecting(jobs) if defer else nullcontext():
-            (*_, (_, output)) = self._run(op, step, modules, leaves)
+            for layer, output in self._run(op, step, modules, leaves):
+                if layer < op.stop - 1:
+                    self._note_when_behind_is_launched(output)
             output = finish(output)
         roots = [_root(each, is_loss) for each in tensors_of(output)]
         return Graph(leaves, roots, op.stop - op.first, jobs), output
@@ -157,13 +160,27 @@ class Computer:
         ]
         if pairs:
             roots, given = zip(*pairs, strict=True)
+            self._backwards_noted = 0
             # In this thread: to hand each op to autograd's own, and to be woken by it, takes time.
             with torch.autograd.set_multithreading_enabled(False):
                 torch.autograd.backward(roots, given)
-            self._pace.launched(BACKWARD * graph.layers)
+            self._pace.launched(BACKWARD * max(1, graph.layers - self._backwards_noted))
         result = gradients_of(graph.leaves)
         graph.outputs, graph.leaves = [], None
         return result
+
+    def _note_when_behind_is_launched(self, output: Value) -> None:
+        """Backward of several layers is paced layer by layer: as one, whatever is launched behind
+        it would wait for its end, and the device then for that."""
+
+        def launched(grad: Tensor) -> None:
+            self._pace.wait()
+            self._pace.launched(BACKWARD)
+            self._backwards_noted += 1
+
+        through = next((each for each in tensors_of(output) if each.requires_grad), None)
+        if through is not None:
+            through.register_hook(launched)
 
     def _run(
         self, op: Op, step: int, modules: list[nn.Module], value: Value

@@ -58,6 +58,8 @@ class LaneThread:
 
     def _work(self) -> None:
         if self._threads:
+            # Asked first: at its first operation a thread that never was takes the default.
+            torch.get_num_threads()
             torch.set_num_threads(self._threads)
         self._began.set()
         while (job := self._jobs.get()) is not None:

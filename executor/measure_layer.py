@@ -161,7 +161,7 @@ class LayerRun:
         for _ in range(repeats + 1):
             start = mark_now(self.device)
             with torch.no_grad(), self._casting():
-                self.finish(self.module(value))
+                self.finish(detached(self.module(value)))  # As a step does: weights in it, too.
             marks.append((start, mark_now(self.device)))
         marks[-1][-1].block()
         return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])

@@ -245,6 +245,32 @@ def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
     assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
 
 
+class SlowWithGradients(torch.autograd.Function):
+    """A loss from hidden values and a weight, that makes gradients of both together with it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        take(0.02 if any(ctx.needs_input_grad) else 0.004)
+        ctx.save_for_backward(torch.zeros_like(hidden), torch.zeros_like(weight))
+        return hidden.mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.saved_tensors
+
+
+def test_a_loss_with_weights_of_its_own_is_measured_without_their_gradients() -> None:
+    """Weights that a layer hands to the loss ask for gradients, where a step's forward has none."""
+
+    def loss(output: Any, targets: Tensor) -> Any:
+        return SlowWithGradients.apply(output.hidden, output.weight)
+
+    layers = decoder_layers(SHAPE, head_in_loss=True)
+    trace, _, _ = measured([layers[0], layers[-1]], loss, repeats=3)
+    assert trace.layers[-1].forward_ns > 20e6
+    assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
+
+
 CYCLES_PER_S = 2.2e9
 """Of a GPU, at most: one that is slower takes longer."""
 

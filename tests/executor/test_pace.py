@@ -1,9 +1,12 @@
 """A device's queue is never full: who launches waits for what was launched long before."""
 
 import torch
+from torch import nn
 
+from roundel.executor.compute import Computer, Randomness
 from roundel.executor.pace import AHEAD, BACKWARD, Pace
 from roundel.executor.streams import CpuMark
+from roundel.policies.op import Op
 
 
 class Noted(CpuMark):
@@ -51,3 +54,49 @@ def test_a_backward_counts_as_its_layers_do() -> None:
     pace.launched(BACKWARD)
     pace.wait()
     assert waited == [0, 1]
+
+
+def test_backward_of_several_layers_is_noted_layer_by_layer() -> None:
+    """Else what is launched behind it would wait for all of it, and the device for that."""
+    device, noted = torch.device("cpu"), list[int]()
+    computer = Computer(
+        device, lambda output, target: output.sum(), Randomness(0), None, [True] * 4
+    )
+    waits = 0
+
+    class Noting(Pace):
+        def wait(self) -> None:
+            nonlocal waits
+            waits += 1
+
+        def launched(self, forwards: int) -> None:
+            noted.append(forwards)
+
+    computer._pace = Noting(device)
+    layers: list[nn.Module] = [nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout(0.0), nn.Linear(2, 2)]
+    graph, _ = computer.forward_with_graph(
+        Op("R", 0, 4, 0), 0, layers, torch.ones(1, 2), lambda value: value, False, False
+    )
+    assert (noted, waits) == ([1] * 4, 4)
+    computer.backward(graph, [torch.ones(1, 2)])
+    assert (noted[4:], waits) == ([BACKWARD] * 4, 4 + 3)
+
+
+def test_layers_that_no_gradient_passes_count_at_the_end() -> None:
+    device, noted = torch.device("cpu"), list[int]()
+    computer = Computer(
+        device, lambda output, target: output.sum(), Randomness(0), None, [True] * 3
+    )
+    computer._pace.launched = noted.append  # type: ignore[method-assign]
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    graph, _ = computer.forward_with_graph(
+        Op("R", 0, 3, 0),
+        0,
+        [frozen, frozen, nn.Linear(2, 2)],
+        torch.ones(1, 2),
+        lambda value: value,
+        False,
+        False,
+    )
+    computer.backward(graph, [torch.ones(1, 2)])
+    assert noted[3:] == [BACKWARD * 3]
