@@ -47,6 +47,7 @@ import roundel
 from roundel.analysis.chrome import write_chrome_trace
 from roundel.analysis.metrics import measure
 from roundel.analysis.timeline_picture import draw_timeline
+from roundel.executor.places import allocator_retries
 from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 from roundel.policies.streamed import Streamed
@@ -137,6 +138,7 @@ def ours(name: str, arguments: Arguments) -> Result:
     return {
         **result,
         "peak_allocated_bytes": max((each for each in peaks if each is not None), default=None),
+        "allocator_retries": allocator_retries(devices_of(arguments)),
         "timeline": measure(timeline).to_json(name),
         "trace": json.loads(trainer.trace.model_dump_json()),
         "machine": json.loads(trainer.machine.model_dump_json()) if trainer.machine else None,

@@ -61,14 +61,9 @@ def update_in_transit(
     end_of[ends.cell] = np.arange(len(chosen))
     target = ends.rows(end_of[sent.cell])
     sends = _send_gradients(builder, table, visits, sent, target, key[which[together]])
-    tasks = np.full((4, len(chosen)), -1, dtype=np.int64)
-    place = _places_among_equals(ends.step, ends_key)
-    for number in range(int(place.max(initial=-1)) + 1):
-        rows = np.flatnonzero(place == number)
-        tasks[:, rows] = _pass_through(
-            builder, table, visits, ends.rows(rows), ends_key[rows], partial
-        )
-    ups, updates, downs, returns = tasks
+    ups, updates, downs, returns = _pass_all_through(
+        builder, table, visits, ends, ends_key, partial
+    )
     # A step's first come when their visit has let go of what it saved, all when one is down.
     later = np.arange(IN_TRANSIT, len(chosen))
     later = later[ends.device[later] == ends.device[later - IN_TRANSIT]]
@@ -86,6 +81,49 @@ def update_in_transit(
     nbytes = table.work.layer_bytes("grad_bytes")[sent.layer]
     builder.buffers("gradients", sent.layer, target.device, nbytes, sends, summed)
     _park(builder, table, order, partial, downloads, arrives)
+
+
+def _pass_all_through(
+    builder: ProgramBuilder, table: OpTable, visits: Visits, ends: Made, key: Ints, partial: Made
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """State up, update, weights down, state down of every row. Returns the tasks of each.
+
+    The next step waits for the weights of a device's last update in a synchronous step. So they go
+    before the state of the update before it, which may come down beside that step.
+    """
+    ups, updates, downs, returns = np.full((4, len(key)), -1, dtype=np.int64)
+    at_ends, end_key = _at_ends(table, ends, key)
+    parked = table.work.layer_bytes("grad_bytes")[ends.layer] * np.isin(ends.cell, partial.cell)
+    place = _places_among_equals(ends.step, key)
+    for number in range(int(place.max(initial=-1)) + 1):
+        rows = np.flatnonzero(place == number)
+        ups[rows], updates[rows], downs[rows] = _update(
+            builder, table, visits, ends.rows(rows), key[rows], parked[rows]
+        )
+        rows = rows[~at_ends[rows]]
+        returns[rows] = _return(builder, table, ends.rows(rows), key[rows], downs[rows])
+    rows = np.flatnonzero(at_ends)
+    returns[rows] = _return(builder, table, ends.rows(rows), end_key[rows], downs[rows])
+    state = table.work.layer_bytes("optimizer_bytes")[ends.layer]
+    builder.buffers("optimizer state", ends.layer, ends.device, state + parked, ups, returns)
+    return ups, updates, downs, returns
+
+
+def _at_ends(table: OpTable, ends: Made, key: Ints) -> tuple[NDArray[np.bool_], Ints]:
+    """Which rows are a device's last two of a synchronous step, and the key of its last one.
+
+    The rows are in order of devices and keys. Beside a stale step there is always another one.
+    """
+    at_ends, end_key = np.zeros(len(key), dtype=np.bool_), key.copy()
+    if table.rules.optimizer != "sync" or not len(key):
+        return at_ends, end_key
+    groups = ends.device * table.steps + ends.step
+    last = np.flatnonzero(np.diff(groups, append=-1))
+    before = np.setdiff1d(last - 1, last)  # None where a device's last is its only one.
+    before = before[before >= 0]
+    at_ends[[*last, *before]] = True
+    end_key[before] = key[before + 1]
+    return at_ends, end_key
 
 
 def _who_updates(
@@ -153,35 +191,36 @@ def _places_among_equals(step: Ints, key: Ints) -> Ints:
     return places
 
 
-def _pass_through(
-    builder: ProgramBuilder,
-    table: OpTable,
-    visits: Visits,
-    batch: Made,
-    key: Ints,
-    partial: Made,
-) -> tuple[Ints, Ints, Ints, Ints]:
-    """State up, update, weights down, state down, one layer a row. Returns the tasks of each.
-
-    The next step waits for the weights alone.
-    """
-    bytes_of = table.work.layer_bytes
-    state = bytes_of("optimizer_bytes")[batch.layer]
-    parked = bytes_of("grad_bytes")[batch.layer] * np.isin(batch.cell, partial.cell)
-    place: dict[str, ArrayLike] = {
+def _place(batch: Made, key: Ints) -> dict[str, ArrayLike]:
+    return {
         "first": batch.layer,
         "stop": batch.layer + 1,
         "microbatch": -1,
         "step": batch.step,
         "key": key,
     }
+
+
+def _update(
+    builder: ProgramBuilder,
+    table: OpTable,
+    visits: Visits,
+    batch: Made,
+    key: Ints,
+    parked: NDArray[np.int64],
+) -> tuple[Ints, Ints, Ints]:
+    """State up, update, weights down, one layer a row. Returns the tasks of each.
+
+    The next step waits for the weights alone.
+    """
+    bytes_of, place = table.work.layer_bytes, _place(batch, key)
     # On a lane of their own: nothing that the ops wait for is to queue up behind them.
     ups = builder.transfers(
         "upload",
         "optimizer",
         batch.device,
         **place,
-        nbytes=state + parked,
+        nbytes=bytes_of("optimizer_bytes")[batch.layer] + parked,
     )
     updates = builder.tasks(
         len(batch.cell),
@@ -194,16 +233,27 @@ def _pass_through(
     )
     builder.depend(ups, updates)
     builder.depend(visits.last_row[batch.visit], updates)
-    downs, returns = (
-        builder.transfers("download", "d2h", batch.device, **place, part=part, nbytes=nbytes)
-        for part, nbytes in ((0, bytes_of("param_bytes")[batch.layer]), (STATES, state))
+    downs = builder.transfers(
+        "download", "d2h", batch.device, **place, nbytes=bytes_of("param_bytes")[batch.layer]
     )
     builder.depend(updates, downs)
-    builder.depend(downs, returns)
-    builder.buffers("optimizer state", batch.layer, batch.device, state + parked, ups, returns)
     hold_room(builder, table, batch.layer, batch.device, updates)
     hold_gradients(builder, table, batch, updates)
-    return ups, updates, downs, returns
+    return ups, updates, downs
+
+
+def _return(builder: ProgramBuilder, table: OpTable, batch: Made, key: Ints, downs: Ints) -> Ints:
+    """State down, one layer a row."""
+    returns = builder.transfers(
+        "download",
+        "d2h",
+        batch.device,
+        **_place(batch, key),
+        part=STATES,
+        nbytes=table.work.layer_bytes("optimizer_bytes")[batch.layer],
+    )
+    builder.depend(downs, returns)
+    return returns
 
 
 def _lane_of_updates(builder: ProgramBuilder, table: OpTable, batch: Made) -> Ints:

@@ -15,7 +15,7 @@ from roundel.policies.table import OpTable
 from roundel.policies.visits import Visits
 from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
-from roundel.traces.timeline import KIND_CODE
+from roundel.traces.timeline import KIND_CODE, KINDS
 
 from ..costs import make_machine, make_trace, make_work
 from .lanes import dependencies, lanes
@@ -291,10 +291,12 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     assert rows["gpu0 h2d"] == [f"upload {layer}" for layer in (0, 1, 2)]
     # Nothing that an op waits for is behind them.
     assert rows["gpu0 optimizer"] == [f"upload {layer}" for layer in (2, 1, 0)]
+    # The last weights, which the next step waits for, are not behind the state before them.
     assert rows["gpu0 d2h"] == [
         *("update 2", "download 2", "download 2+1"),
-        *("update 1", "download 1", "download 1+1"),
-        *("update 0", "download 0", "download 0+1"),
+        *("update 1", "download 1"),
+        *("update 0", "download 0"),
+        *("download 1+1", "download 0+1"),
     ]
     before = dependencies(program)
     assert {("download 2+1", "upload 0"), ("0:3B0", "update 2")} <= before
@@ -324,6 +326,42 @@ def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_dow
     (backward,) = np.flatnonzero((program.kind == KIND_CODE["B"]) & (program.step == 1))
     assert all((backward, task) in waits for task in of_states[:2])
     assert all((states[int(program.first[task])], task) in waits for task in of_states)
+
+
+def test_beside_a_stale_step_states_come_down_in_turn() -> None:
+    """There is no end of a step where nothing else goes on."""
+    plan = plan_of(
+        "0:3F0 0:3B0",
+        weights="streamed",
+        optimizer="stale",
+        optimizer_on="device",
+        activations="host",
+    )
+    rows = lanes(lower([plan], make_work(3, 1, 1, **BYTES)))
+    assert rows["gpu0 d2h"] == [
+        row
+        for layer in (2, 1, 0)
+        for row in (f"update {layer}", f"download {layer}", f"download {layer}+1")
+    ]
+
+
+def test_each_device_has_an_end_of_each_step() -> None:
+    policy = RoundRobin((1, 1, 1), (1, 1, 1, 1), optimizer_on="device")
+    work = make_work(4, 2, 4, **BYTES)
+    program = lower([policy.plan(work, step) for step in range(2)], work)
+    for lane in ("gpu0 d2h", "gpu1 d2h"):
+        (number,) = (n for n, each in enumerate(program.lanes) if each.name == lane)
+        for step in range(2):
+            tasks = [
+                task
+                for task in program.tasks_of(number)
+                if program.step[task] == step
+                and KINDS[program.kind[task]] in ("update", "download")
+            ]
+            first, last = (int(program.first[task]) for task in tasks[-2:])
+            assert first != last
+            assert [int(program.part[task]) for task in tasks[-2:]] == [STATES, STATES]
+            assert {int(program.first[task]) for task in tasks[-6:]} == {first, last}
 
 
 @pytest.mark.parametrize(("room", "lane"), [(24, "gpu0 d2h"), (25, "gpu0 compute")])
@@ -408,8 +446,9 @@ def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_devi
     d2h = program.tasks_of(2)
     assert [(int(program.first[task]), int(program.nbytes[task])) for task in d2h] == [
         *((1, 4), (0, 4)),  # gradients
-        *((1, 0), (1, 4), (1, 24)),  # an update, then the new weights, then its state
-        *((0, 0), (0, 4), (0, 24)),
+        *((1, 0), (1, 4)),  # an update, then the new weights
+        *((0, 0), (0, 4)),
+        *((1, 24), (0, 24)),  # the last states
     ]
     ups = program.tasks_of(4)
     # States with the first round's gradients.
