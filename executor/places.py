@@ -42,13 +42,11 @@ def gpus_of(devices: Iterable[torch.device]) -> set[torch.device]:
 
 
 def threads_of_updates(devices: Sequence[torch.device]) -> int:
-    """Threads of an update on the host: beside GPUs half of the cores.
+    """Threads of an update on the host: two cores of each GPU are for those that launch its work.
 
-    An update is as fast as memory is, which fewer threads than cores keep busy; and one that shares
-    its core with a thread that launches a GPU's work holds up all the others again and again.
+    Where an update takes all, the one that shares its core holds up the others again and again.
     """
-    everyone = torch.get_num_threads()
-    return max(1, everyone // 2) if gpus_of(devices) else everyone
+    return max(1, torch.get_num_threads() - 2 * len(gpus_of(devices)))
 
 
 @contextmanager

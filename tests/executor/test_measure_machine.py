@@ -47,9 +47,9 @@ def test_virtual_devices_share_the_cores() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_updates_leave_half_of_the_cores_to_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_leave_two_cores_of_each_gpu_to_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
-    for cores, expected in ((32, 16), (5, 2), (1, 1)):
+    for cores, expected in ((32, 28), (5, 1), (1, 1)):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
         assert threads_of_updates(gpus) == expected
         assert threads_of_updates([CPU] * 2) == cores
