@@ -47,7 +47,7 @@ def test_virtual_devices_share_the_cores() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_updates_leave_two_cores_of_each_gpu_to_who_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_leave_two_cores_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
     for cores, expected in ((32, 28), (5, 1), (1, 1)):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
