@@ -271,7 +271,8 @@ class StepEngine:
     def _download(self, task: int) -> None:
         device, layer, _ = self._place(task)
         if task in self.tables.weights_down:
-            self._machinery.transit.weights_down(layer, self._step)
+            part, parts = int(self._program.part[task]), self.tables.weights_down[task]
+            self._machinery.transit.weights_down(layer, self._step, part, parts)
             return
         if task in self.tables.states_down:
             self._machinery.transit.states_down(layer)

@@ -1,6 +1,7 @@
 """ProgramTables: what the engine looks up of a program, made once per program."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class ProgramTables:
         self.ungated = _ungated_uploads(program, self.parts, last_ops)
         self.weights_down, self.states_down = _ways_down(program)
         self.update_of = _update_of(program)
-        returns = self.weights_down | self.states_down
+        returns = self.states_down.union(self.weights_down)
         self.gradients_of = _gradients_of(program, returns)
         self.feeds = _feeds(program, returns)
         self.loss_tasks = np.flatnonzero(
@@ -38,24 +39,28 @@ class ProgramTables:
         ).tolist()
         self.visit_ends = _visit_ends(program, self.weights_end)
         uploads = np.flatnonzero(program.kind == KIND_CODE["upload"]).tolist()
-        self.ends = _ends(program, self.states_down)
+        self.ends = _ends(program, returns)
         self.states_up = [task for task in uploads if task not in self.parts]
 
     def after(self, earlier: "ProgramTables") -> dict[int, list[int]]:
         """Tasks of the step before that uploads of this one wait for.
 
-        To keep within memory: within a step an upload waits for the end of the visit before the
+        New weights and states come down beside it: what goes up of them waits, part for part. To
+        keep within memory: within a step an upload waits for the end of the visit before the
         last one on its device; of a device's first two visits that is a visit of the step before.
         States of few layers at a time are on a device, likewise. And a layer's do not go up before
         they are down.
         """
-        result: dict[int, list[int]] = {}
+        result: dict[int, list[int]] = defaultdict(list)
         for device, visits in self.ungated.items():
             ends = earlier.visit_ends.get(device, [])
             for number, uploads in enumerate(visits[:AT_A_TIME]):
                 place = len(ends) - AT_A_TIME + number
                 if place >= 0:
-                    result |= {upload: [ends[place]] for upload in uploads}
+                    for upload in uploads:
+                        result[upload].append(ends[place])
+        for upload, waits in self._weights_after(earlier):
+            result[upload] += waits
         down = {int(earlier.program.first[task]): task for task in earlier.states_down}
         downs = _by_device(earlier.program, earlier.states_down)
         for device, ups in _by_device(self.program, set(self.states_up)).items():
@@ -64,6 +69,19 @@ class ProgramTables:
                 layer = int(self.program.first[up])
                 result[up] = list({*waits, down[layer]} if layer in down else waits)
         return result
+
+    def _weights_after(self, earlier: "ProgramTables") -> Iterator[tuple[int, list[int]]]:
+        """(upload, what it waits for of the weights that came down in the step before)."""
+        if self.program.rules.optimizer == "stale":
+            return  # It reads older ones.
+        down: dict[int, list[int]] = defaultdict(list)
+        for task in sorted(earlier.weights_down):
+            down[int(earlier.program.first[task])].append(task)
+        for upload, parts in self.parts.items():
+            tasks = down[int(self.program.first[upload])]
+            if len(tasks) == parts:
+                tasks = [tasks[int(self.program.part[upload])]]
+            yield upload, tasks
 
 
 def _by_alloc(program: Program) -> dict[int, set[tuple[str, int]]]:
@@ -90,7 +108,7 @@ def _parts(program: Program) -> dict[int, int]:
     parts: dict[int, int] = {}
     for first in program.buffers.alloc[_weight_rows(program)].tolist():
         stop = first + 1
-        while stop < len(program) and program.part[stop]:
+        while stop < len(program) and program.part[stop] > 0:
             stop += 1
         parts |= dict.fromkeys(range(first, stop), stop - first)
     return parts
@@ -206,19 +224,25 @@ def _feeds(program: Program, returns: set[int]) -> list[tuple[int, int]]:
     return [(task, int(program.first[task])) for task in tasks]
 
 
-def _ways_down(program: Program) -> tuple[set[int], set[int]]:
-    """Downloads of the weights that were updated on a device, and of their states."""
+def _ways_down(program: Program) -> tuple[dict[int, int], set[int]]:
+    """Downloads of the weights that were updated on a device, and of their states.
+
+    With each of the former in how many parts those weights come down.
+    """
     download = program.kind == KIND_CODE["download"]
     states = np.flatnonzero(download & (program.part == STATES))
     is_after = download[program.dep_after] & np.isin(program.dep_after, states, invert=True)
     updates = program.kind[program.dep_before] == KIND_CODE["update"]
-    return set(program.dep_after[is_after & updates].tolist()), set(states.tolist())
+    weights = np.unique(program.dep_after[is_after & updates])
+    parts = np.bincount(program.first[weights], minlength=program.work.layers)
+    counts = parts[program.first[weights]].tolist()
+    return dict(zip(weights.tolist(), counts, strict=True)), set(states.tolist())
 
 
-def _ends(program: Program, states_down: set[int]) -> list[int]:
-    """Each lane's last task, but for states on their way down; behind them the next step starts."""
+def _ends(program: Program, returns: set[int]) -> list[int]:
+    """Each lane's last task but for what updates leave to come down; there the next step starts."""
     ends = []
     for lane in range(len(program.lanes)):
-        mine = [task for task in program.tasks_of(lane) if task not in states_down]
+        mine = [task for task in program.tasks_of(lane) if task not in returns]
         ends += mine[-1:]
     return ends

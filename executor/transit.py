@@ -13,6 +13,7 @@ from .masters import Masters
 from .quantised import parts_of, rebuilt
 from .streams import Stream, mark_now
 from .values import copy_each, read_on_current_stream
+from .weights import part_bounds
 
 
 class Transit:
@@ -31,6 +32,7 @@ class Transit:
         self._homes: dict[int, Bundle] = {}
         self._sent: dict[int, Bundle] = {}
         self._visits: dict[int, WeightCopy] = {}
+        self._flats: dict[int, Tensor] = {}
 
     def up(self, layer: int, device: torch.device, computes: Stream) -> None:
         """Bring what an update needs to a device, on the current stream.
@@ -93,7 +95,8 @@ class Transit:
 
         Elsewhere it takes the new weights on their way down, in the dtype that is computed in.
         """
-        self._visits[layer] = weights
+        assert weights.flat is not None
+        self._visits[layer], self._flats[layer] = weights, weights.flat
         for name, each in self._trained(layer).items():
             if name in self._copies[layer].lent:
                 each.data = weights.parameters[name].data
@@ -101,20 +104,30 @@ class Transit:
                 weights.flat = None  # It is the masters' now, until they are down.
 
     @torch.no_grad()
-    def weights_down(self, layer: int, step: int) -> None:
-        """Bring a layer's new weights down, and wait until what uploads read has them.
+    def weights_down(self, layer: int, step: int, part: int = 0, parts: int = 1) -> None:
+        """Bring a part of a layer's new weights down, and wait until what uploads read has it.
 
-        That is what the next step that uses them reads.
+        That is what the next step that uses them reads. The parts come in their order.
         """
-        copies, trained = self._copies[layer], self._trained(layer)
-        visit, places = self._visits.pop(layer).parameters, copies.named(step)
-        copy_each([(visit[name].data, each.data) for name, each in trained.items()])
-        copy_each([(places[name], visit[name].data) for name in trained])
+        copies, visit = self._copies[layer], self._visits[layer]
+        trained = self._trained(layer)
+        if part == 0:
+            copy_each([(visit.parameters[name].data, each.data) for name, each in trained.items()])
+        first, stop = part_bounds(copies.layout.nbytes, part, parts)
+        bounds = [
+            (max(first, slot.start), min(stop, slot.stop))
+            for slot in copies.layout.slots
+            if slot.name in trained
+        ]
+        source, target = self._flats[layer], copies.flat(step)
+        copy_each([(target[a:b], source[a:b]) for a, b in bounds if a < b])
         self._wait()
-        for name, each in trained.items():
-            if name in copies.lent:
-                each.data = self._lent.pop(each)
-        self._masters.slices.bind(layer)
+        if part == parts - 1:
+            del self._visits[layer], self._flats[layer]
+            for name, each in trained.items():
+                if name in copies.lent:
+                    each.data = self._lent.pop(each)
+            self._masters.slices.bind(layer)
 
     @torch.no_grad()
     def states_down(self, layer: int) -> None:

@@ -75,9 +75,13 @@ def begin_upload(layout: Layout, device: torch.device, reader: Stream) -> Weight
 def upload_part(weights: WeightCopy, source: Tensor, part: int, parts: int) -> None:
     """Copy one of so many parts of a layer's weights up."""
     assert weights.flat is not None
-    size = weights.flat.numel()
-    first, stop = size * part // parts, size * (part + 1) // parts
+    first, stop = part_bounds(weights.flat.numel(), part, parts)
     weights.flat[first:stop].copy_(source[first:stop], non_blocking=True)
+
+
+def part_bounds(nbytes: int, part: int, parts: int) -> tuple[int, int]:
+    """Where one of so many parts of a layer's weights begins and stops."""
+    return nbytes * part // parts, nbytes * (part + 1) // parts
 
 
 def resident_copy(

@@ -30,8 +30,7 @@ def lower_optimizer(
 ) -> Updated:
     """Add gradients, their downloads, updates and what they hold. Returns when weights are new."""
     plan, layers = table.rules, table.work.layers
-    shape = (table.steps, layers)
-    updated = Updated(np.full(shape, -1, dtype=np.int64), np.full(shape, -1, dtype=np.int64))
+    updated = Updated.none(table.steps, layers)
     made = made_gradients(table, visits)
     _states(builder, table)
     if plan.optimizer_on == "host":

@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..traces.errors import InputError
 from ..traces.timeline import KIND_CODE, Ints
 from .builder import ProgramBuilder
+from .chunks import chunked, chunks_of
 from .made_gradients import (
     Made,
     device_rate,
@@ -62,7 +63,7 @@ def update_in_transit(
     target = ends.rows(end_of[sent.cell])
     sends = _send_gradients(builder, table, visits, sent, target, key[which[together]])
     ups, updates, downs, returns = _pass_all_through(
-        builder, table, visits, ends, ends_key, partial
+        builder, table, visits, ends, ends_key, partial, updated
     )
     # A step's first come when their visit has let go of what it saved, all when one is down.
     later = np.arange(IN_TRANSIT, len(chosen))
@@ -84,46 +85,53 @@ def update_in_transit(
 
 
 def _pass_all_through(
-    builder: ProgramBuilder, table: OpTable, visits: Visits, ends: Made, key: Ints, partial: Made
+    builder: ProgramBuilder,
+    table: OpTable,
+    visits: Visits,
+    ends: Made,
+    key: Ints,
+    partial: Made,
+    updated: Updated,
 ) -> tuple[Ints, Ints, Ints, Ints]:
     """State up, update, weights down, state down of every row. Returns the tasks of each.
 
     The next step waits for the weights of a device's last update in a synchronous step. So they go
-    before the state of the update before it, which may come down beside that step.
+    before the state of the update before it, which may come down beside that step, and in parts, of
+    which each may go up again while others are still on their way.
     """
     ups, updates, downs, returns = np.full((4, len(key)), -1, dtype=np.int64)
-    at_ends, end_key = _at_ends(table, ends, key)
+    last, before = _ends_of_steps(table, ends)
+    parts = np.ones(len(key), dtype=np.int64)
+    parts[last] = np.maximum(1, chunks_of(table.work.layer_bytes("param_bytes")[ends.layer[last]]))
+    updated.parts.reshape(-1)[ends.cell] = parts
     parked = table.work.layer_bytes("grad_bytes")[ends.layer] * np.isin(ends.cell, partial.cell)
     place = _places_among_equals(ends.step, key)
     for number in range(int(place.max(initial=-1)) + 1):
         rows = np.flatnonzero(place == number)
         ups[rows], updates[rows], downs[rows] = _update(
-            builder, table, visits, ends.rows(rows), key[rows], parked[rows]
+            builder, table, visits, ends.rows(rows), key[rows], parked[rows], parts[rows]
         )
-        rows = rows[~at_ends[rows]]
+        rows = np.setdiff1d(rows, [*last, *before])
         returns[rows] = _return(builder, table, ends.rows(rows), key[rows], downs[rows])
-    rows = np.flatnonzero(at_ends)
+    rows, end_key = np.union1d(last, before), key.copy()
+    end_key[before] = key[before + 1]
     returns[rows] = _return(builder, table, ends.rows(rows), end_key[rows], downs[rows])
     state = table.work.layer_bytes("optimizer_bytes")[ends.layer]
     builder.buffers("optimizer state", ends.layer, ends.device, state + parked, ups, returns)
     return ups, updates, downs, returns
 
 
-def _at_ends(table: OpTable, ends: Made, key: Ints) -> tuple[NDArray[np.bool_], Ints]:
-    """Which rows are a device's last two of a synchronous step, and the key of its last one.
+def _ends_of_steps(table: OpTable, ends: Made) -> tuple[Ints, Ints]:
+    """The row of each device's last update in each synchronous step, and those right before one.
 
     The rows are in order of devices and keys. Beside a stale step there is always another one.
     """
-    at_ends, end_key = np.zeros(len(key), dtype=np.bool_), key.copy()
-    if table.rules.optimizer != "sync" or not len(key):
-        return at_ends, end_key
-    groups = ends.device * table.steps + ends.step
-    last = np.flatnonzero(np.diff(groups, append=-1))
-    before = np.setdiff1d(last - 1, last)  # None where a device's last is its only one.
-    before = before[before >= 0]
-    at_ends[[*last, *before]] = True
-    end_key[before] = key[before + 1]
-    return at_ends, end_key
+    if table.rules.optimizer != "sync":
+        none = np.empty(0, dtype=np.int64)
+        return none, none
+    last = np.flatnonzero(np.diff(ends.device * table.steps + ends.step, append=-1))
+    before = np.setdiff1d(last - 1, last)  # Not where a device's last is its only one.
+    return last, before[before >= 0]
 
 
 def _who_updates(
@@ -208,10 +216,11 @@ def _update(
     batch: Made,
     key: Ints,
     parked: NDArray[np.int64],
+    parts: Ints,
 ) -> tuple[Ints, Ints, Ints]:
     """State up, update, weights down, one layer a row. Returns the tasks of each.
 
-    The next step waits for the weights alone.
+    The next step waits for the weights alone. They go in so many `parts`; the last one is returned.
     """
     bytes_of, place = table.work.layer_bytes, _place(batch, key)
     # On a lane of their own: nothing that the ops wait for is to queue up behind them.
@@ -233,10 +242,17 @@ def _update(
     )
     builder.depend(ups, updates)
     builder.depend(visits.last_row[batch.visit], updates)
+    row, part, nbytes = chunked(bytes_of("param_bytes")[batch.layer], parts)
     downs = builder.transfers(
-        "download", "d2h", batch.device, **place, nbytes=bytes_of("param_bytes")[batch.layer]
+        "download",
+        "d2h",
+        batch.device[row],
+        **_place(batch.rows(row), key[row]),
+        part=part,
+        nbytes=nbytes,
     )
-    builder.depend(updates, downs)
+    builder.depend(updates[row], downs)
+    downs = downs[part == parts[row] - 1]
     hold_room(builder, table, batch.layer, batch.device, updates)
     hold_gradients(builder, table, batch, updates)
     return ups, updates, downs

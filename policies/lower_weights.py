@@ -5,14 +5,12 @@ from numpy.typing import NDArray
 
 from ..traces.timeline import Ints
 from .builder import ProgramBuilder
+from .chunks import chunked, chunks_of
 from .lower_optimizer import home_of
 from .order import Order, update_lag
 from .table import OpTable
 from .updated import Updated
 from .visits import Visits
-
-CHUNK_BYTES = 64 * 2**20
-"""Uploads are cut into chunks of this size, so that an activation can pass between them."""
 
 
 def lower_weights(
@@ -40,10 +38,17 @@ def _wait_for_update(
     visit: Ints,
     layer: Ints,
     tasks: Ints,
+    part: Ints | None = None,
 ) -> None:
+    """part: of the weights that each task brings, which may be there before the others are."""
     source = visits.step[visit] - update_lag(table)
     later = np.flatnonzero(source >= 0)
-    builder.depend(updated.task[source[later], layer[later]], tasks[later])
+    cell = source[later], layer[later]
+    before = updated.task[cell]
+    if part is not None:
+        parts = updated.parts[cell]
+        before = np.where(parts > 1, before - (parts - 1) + part[later], before)
+    builder.depend(before, tasks[later])
 
 
 def _stream(
@@ -67,7 +72,7 @@ def _stream(
         key=_keys(table, visits, order, visit, layer),
     )
     builder.depend(visits.makes_room(visit), uploads)
-    _wait_for_update(builder, table, updated, visits, visit, layer, uploads)
+    _wait_for_update(builder, table, updated, visits, visit, layer, uploads, part)
     builder.depend(uploads, visits.first_uses(table, visit, layer))
     begins = part == 0  # Room for all of a layer is taken then.
     visit, layer = visit[begins], layer[begins]
@@ -85,11 +90,8 @@ def _chunks(table: OpTable, visits: Visits) -> tuple[Ints, Ints, Ints, NDArray[n
     order = np.lexsort((layer, visit))
     visit, layer = visit[order], layer[order]
     whole = table.work.layer_bytes("param_bytes")[layer]
-    parts = -(-whole // CHUNK_BYTES)
-    index = np.repeat(np.arange(len(visit)), parts)
-    part = np.arange(len(index)) - np.repeat(np.cumsum(parts) - parts, parts)
-    nbytes = np.minimum(CHUNK_BYTES, whole[index] - part * CHUNK_BYTES)
-    return visit[index], layer[index], part, nbytes
+    row, part, nbytes = chunked(whole, chunks_of(whole))
+    return visit[row], layer[row], part, nbytes
 
 
 def _keys(table: OpTable, visits: Visits, order: Order, visit: Ints, layer: Ints) -> Ints:

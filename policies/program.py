@@ -9,7 +9,7 @@ from .work import Work
 HOST = -1
 """The host where a device is asked for; in `alloc`: held from the start."""
 
-STATES = 1
+STATES = -1
 """The `part` of what goes down that a layer's states are, which were updated on a device."""
 
 LABELS = (
@@ -50,7 +50,8 @@ class Program:
     starts when the one before it on its lane is done and every `before` of its dependency pairs
     is done. A task whose `source` and `target` differ moves `nbytes` from one memory to the other
     (a device, or -1 for the host) and takes as long as the links need; all others take
-    `duration_ns`. `part` numbers the chunks of one upload; a layer's states that were updated on a
+    `duration_ns`. `part` numbers the chunks of one upload, and of new weights
+    on their way down that the next step waits for; a layer's states that were updated on a
     device go down as part `STATES`, behind its weights. `rules` is the plan without its ops;
     `steps` steps run back to back.
     """

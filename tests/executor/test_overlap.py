@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import roundel
+from roundel.executor import engine
 from roundel.executor.program_tables import ProgramTables
 from roundel.executor.trainer import Trainer
 from roundel.executor.transit import Transit
+from roundel.policies import chunks
 from roundel.policies.lowering import lower
 from roundel.policies.streamed import Streamed
 from roundel.traces.timeline import KINDS
@@ -182,6 +185,54 @@ def test_states_go_down_beside_the_next_step(monkeypatch: pytest.MonkeyPatch) ->
     _, expected = toy.plain(toy.blocks(), mse, batches)
     for each, other in zip(got.values(), expected, strict=True):
         torch.testing.assert_close(each, other, rtol=1e-12, atol=1e-12)
+
+
+def test_last_weights_go_up_again_part_by_part_while_they_come_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step ends before they are down, and trains as if it did not."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64)
+    events: list[tuple[str, int, int]] = []
+    down, upload = Transit.weights_down, engine.upload_part
+
+    def slow(self: Transit, layer: int, step: int, part: int, parts: int) -> None:
+        time.sleep(0.01)
+        down(self, layer, step, part, parts)
+        if layer == 0:
+            events.append(("down", part, parts))
+
+    def noted(weights: Any, source: Tensor, part: int, parts: int) -> None:
+        if weights.parameters.keys() == first.keys():
+            events.append(("up", part, parts))
+        upload(weights, source, part, parts)
+
+    monkeypatch.setattr(Transit, "weights_down", slow)
+    monkeypatch.setattr(engine, "upload_part", noted)
+    policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
+    layers, batches = toy.blocks(), toy.vectors(4)
+    layers[0] = nn.Sequential(layers[0])  # Its parameters have names of their own.
+    first = dict(layers[0].named_parameters())
+    _, expected = toy.plain(toy.blocks(), mse, batches)
+    with make(layers, policy) as trainer:
+        toy.make_races_likely(trainer, seed=5)
+        for batch in batches:
+            trainer.step(*batch)
+            events.append(("step", -1, -1))
+        got = trainer.state_dict()
+    for each, other in zip(got.values(), expected, strict=True):
+        torch.testing.assert_close(each, other, rtol=1e-12, atol=1e-12)
+    parts = next(parts for what, _, parts in events if what == "down")
+    assert parts > 2
+    steps = [number for number, (what, _, _) in enumerate(events) if what == "step"]
+    # Part by part: some went up before all were down, none before it was down itself.
+    early = 0
+    for begin, end in pairwise(steps):
+        mine = events[begin - parts : end]
+        for part in range(parts):
+            came = mine.index(("down", part, parts))
+            goes = mine.index(("up", part, parts), came)
+            early += ("down", parts - 1, parts) in mine[goes:]
+    assert early > 0
 
 
 class Late(nn.Module):

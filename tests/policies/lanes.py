@@ -1,6 +1,6 @@
 """A program as text, lane by lane, for tests that compare with a picture."""
 
-from roundel.policies.program import Program
+from roundel.policies.program import STATES, Program
 from roundel.traces.timeline import KINDS
 
 
@@ -15,7 +15,9 @@ def task_name(program: Program, task: int) -> str:
     name = f"{kind} {first}"
     if microbatch >= 0:
         name += f"m{microbatch}"
-    if program.part[task]:
+    if program.part[task] == STATES:
+        name += " states"
+    elif program.part[task]:
         name += f"+{program.part[task]}"
     if kind == "send":
         name += f">{program.target[task]}"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from roundel.policies.chunks import CHUNK_BYTES
 from roundel.policies.layer_to_layer import LayerToLayer
-from roundel.policies.lower_weights import CHUNK_BYTES
 from roundel.policies.lowering import lower
 from roundel.policies.plan import Place, Weights
 from roundel.policies.program import LABEL_CODE, LABELS, STATES
@@ -293,14 +293,14 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     assert rows["gpu0 optimizer"] == [f"upload {layer}" for layer in (2, 1, 0)]
     # The last weights, which the next step waits for, are not behind the state before them.
     assert rows["gpu0 d2h"] == [
-        *("update 2", "download 2", "download 2+1"),
+        *("update 2", "download 2", "download 2 states"),
         *("update 1", "download 1"),
         *("update 0", "download 0"),
-        *("download 1+1", "download 0+1"),
+        *("download 1 states", "download 0 states"),
     ]
     before = dependencies(program)
-    assert {("download 2+1", "upload 0"), ("0:3B0", "update 2")} <= before
-    assert not {("download 1+1", "upload 0"), ("download 2", "upload 0")} & before
+    assert {("download 2 states", "upload 0"), ("0:3B0", "update 2")} <= before
+    assert not {("download 1 states", "upload 0"), ("download 2", "upload 0")} & before
 
 
 def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_down() -> None:
@@ -328,6 +328,49 @@ def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_dow
     assert all((states[int(program.first[task])], task) in waits for task in of_states)
 
 
+def test_last_weights_come_down_in_parts_that_go_up_again_each_when_it_is_down() -> None:
+    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    work = make_work(3, 1, 1, **{**BYTES, "param_bytes": 2 * CHUNK_BYTES + 1})
+    program = lower([plan, plan], work)
+    down, up = (np.flatnonzero(program.kind == KIND_CODE[kind]) for kind in ("download", "upload"))
+    (d2h,) = (number for number, lane in enumerate(program.lanes) if lane.name == "gpu0 d2h")
+    mine = [task for task in program.tasks_of(d2h) if program.step[task] == 0 and task in down]
+    assert [
+        (int(program.first[task]), int(program.part[task]), int(program.nbytes[task]))
+        for task in mine
+    ] == [
+        (2, 0, 2 * CHUNK_BYTES + 1),
+        (2, STATES, 24),
+        (1, 0, 2 * CHUNK_BYTES + 1),
+        *((0, 0, CHUNK_BYTES), (0, 1, CHUNK_BYTES), (0, 2, 1)),
+        *((1, STATES, 24), (0, STATES, 24)),
+    ]
+    waits = set(zip(program.dep_before.tolist(), program.dep_after.tolist(), strict=True))
+    later = [task for task in up if program.step[task] == 1 and program.nbytes[task] != 24]
+    assert len(later) == 9
+    for task in later:
+        layer, part = int(program.first[task]), int(program.part[task])
+        waited = {
+            int(program.part[each])
+            for each in mine
+            if (each, task) in waits and program.first[each] == layer
+        }
+        assert waited == ({part} if layer == 0 else {0})
+    # An op reads all of it, and the visit's copy stays until all is down.
+    (last,) = (each for each in mine if program.first[each] == 0 and program.part[each] == 2)
+    (first,) = np.flatnonzero((program.kind == KIND_CODE["F"]) & (program.step == 1))
+    assert (last, first) in waits
+    freed = {
+        task
+        for buffer, task in zip(
+            program.buffers.use_buffer.tolist(), program.buffers.use_task.tolist(), strict=True
+        )
+        if program.buffers.layer[buffer] == 0
+        and program.buffers.label[buffer] == LABEL_CODE["weights"]
+    }
+    assert last in freed
+
+
 def test_beside_a_stale_step_states_come_down_in_turn() -> None:
     """There is no end of a step where nothing else goes on."""
     plan = plan_of(
@@ -341,7 +384,7 @@ def test_beside_a_stale_step_states_come_down_in_turn() -> None:
     assert rows["gpu0 d2h"] == [
         row
         for layer in (2, 1, 0)
-        for row in (f"update {layer}", f"download {layer}", f"download {layer}+1")
+        for row in (f"update {layer}", f"download {layer}", f"download {layer} states")
     ]
 
 
