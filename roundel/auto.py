@@ -107,14 +107,18 @@ def choose(
 ) -> Policy:
     """The fastest of the policies that fits the memory, itself. Prints the table.
 
-    Raises NothingFits, or InputError where more microbatches would be of no use; where this is the
-    `last` that is tried they say what would fit, by simulation.
+    Of policies whose plans are the same only the first is simulated, as of two that stream weights
+    to one device. Raises NothingFits, or InputError where more microbatches would be of no use;
+    where this is the `last` that is tried they say what would fit, by simulation.
     """
-    simulations, refused = [], {}
+    simulations, refused, known = [], {}, set()
     for name, policy in policies.items():
         say(f"simulating {name}")
         try:
-            simulations.append(simulate_work(work, policy, STEPS, name))
+            plans = tuple(policy.plan(work, step) for step in range(STEPS))
+            if plans not in known:
+                known.add(plans)
+                simulations.append(simulate_work(work, policy, STEPS, name))
         except InputError as error:
             refused[name] = str(error)
     comparison = Comparison(tuple(simulations), refused)

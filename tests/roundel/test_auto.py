@@ -1,5 +1,7 @@
 """What `auto` compares."""
 
+import io
+
 import pytest
 from rich.console import Console
 
@@ -66,3 +68,21 @@ def test_what_is_chosen_keeps_the_cut_that_it_was_simulated_with() -> None:
     resident = roundel.GPipe()
     free = roundel.make_work(trace, microbatches=8, machine=ideal_machine(1))
     assert choose(free, {"it": resident}, Console(quiet=True), lambda what: None) is resident
+
+
+def test_of_policies_with_the_same_plans_only_the_first_is_shown() -> None:
+    """On one device all microbatches of a round stay there, whatever rotates over devices."""
+    trace = roundel.api.load_trace("qwen3-1.7b-rtx4090")
+
+    def shown(devices: int) -> str:
+        console = Console(record=True, width=160, file=io.StringIO())
+        work = roundel.make_work(trace, microbatches=2, machine=ideal_machine(devices))
+        choose(work, candidates({}, 2), console, lambda what: None)
+        return console.export_text()
+
+    one, two = shown(1), shown(2)
+    for name in ("round-robin", "activations on the device", "zb-v, recompute"):
+        assert name in one
+    assert "layer-to-layer" in two
+    assert "layer-to-layer" not in one
+    assert "one round" not in one
