@@ -180,7 +180,7 @@ class Computer:
 
         through = next((each for each in tensors_of(output) if each.requires_grad), None)
         if through is not None:
-            through.register_hook(launched)
+            through.register_hook(launched)  # type: ignore[no-untyped-call]
 
     def _run(
         self, op: Op, step: int, modules: list[nn.Module], value: Value
