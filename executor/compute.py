@@ -25,7 +25,7 @@ class Graph:
 
     leaves: Value
     outputs: list["Root | None"]
-    layers: int
+    layers: list[nn.Module]
     jobs: list[Job] = field(default_factory=list)
 
 
@@ -76,6 +76,11 @@ class Randomness:
             else:
                 torch.default_generator.manual_seed(seed)
             yield
+
+
+def _tell_where(error: Exception, op: Op, layer: int, module: nn.Module) -> None:
+    name = type(module).__name__
+    error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")
 
 
 def _root(output: Tensor, is_loss: bool) -> Root | None:
@@ -149,9 +154,9 @@ class Computer:
                     self._note_when_behind_is_launched(output)
             output = finish(output)
         roots = [_root(each, is_loss) for each in tensors_of(output)]
-        return Graph(leaves, roots, op.stop - op.first, jobs), output
+        return Graph(leaves, roots, modules, jobs), output
 
-    def backward(self, graph: Graph, grads: Gradients) -> Gradients:
+    def backward(self, op: Op, graph: Graph, grads: Gradients) -> Gradients:
         """Run the graph backward; returns the gradients of its leaves."""
         pairs = [
             (root, grad)
@@ -162,12 +167,22 @@ class Computer:
             roots, given = zip(*pairs, strict=True)
             self._backwards_noted = 0
             # In this thread: to hand each op to autograd's own, and to be woken by it, takes time.
-            with torch.autograd.set_multithreading_enabled(False):
+            with torch.autograd.set_multithreading_enabled(False), self._told(op, graph.layers):
                 torch.autograd.backward(roots, given)
-            self._pace.launched(BACKWARD * max(1, graph.layers - self._backwards_noted))
+            self._pace.launched(BACKWARD * max(1, len(graph.layers) - self._backwards_noted))
         result = gradients_of(graph.leaves)
-        graph.outputs, graph.leaves = [], None
+        graph.outputs, graph.leaves, graph.layers = [], None, []
         return result
+
+    @contextmanager
+    def _told(self, op: Op, modules: list[nn.Module]) -> Iterator[None]:
+        """Where backward goes wrong, in which layer: of those behind it all has been launched."""
+        try:
+            yield
+        except Exception as error:
+            place = max(0, len(modules) - 1 - self._backwards_noted)
+            _tell_where(error, op, op.first + place, modules[place])
+            raise
 
     def _note_when_behind_is_launched(self, output: Value) -> None:
         """Backward of several layers is paced layer by layer: as one, whatever is launched behind
@@ -193,8 +208,7 @@ class Computer:
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
-                name = type(module).__name__
-                error.add_note(f"in layer {layer} ({name}), microbatch {op.microbatch}, op {op}")
+                _tell_where(error, op, layer, module)
                 raise
             yield layer, value
 

@@ -158,7 +158,11 @@ class StepEngine:
     def _weighted_loss(self, op: Op, device: int, output: Value) -> Tensor:
         """A microbatch's part of the loss. What its forward made is what is read, and no recompute:
         that may be under way then."""
-        loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
+        try:
+            loss = self._machinery.computers[device].loss_of(output, self._target(op, device))
+        except Exception as error:
+            error.add_note(f"in the loss of microbatch {op.microbatch}")
+            raise
         if loss.ndim:
             raise InputError(
                 f"loss_fn: must return a mean, without dimensions; got {tuple(loss.shape)}"
@@ -173,7 +177,7 @@ class StepEngine:
             grads: list[Tensor | None] = [None]
         else:
             grads = self._store.get(Key(GRADIENTS, device, op.stop - 1, op.microbatch))
-        result = self._machinery.computers[device].backward(graph, grads)
+        result = self._machinery.computers[device].backward(op, graph, grads)
         if op.first > 0:
             self._store.put(Key(GRADIENTS, device, op.first - 1, op.microbatch), result)
 
@@ -326,8 +330,12 @@ class StepEngine:
         scratch = machinery.scratch if rules.optimizer_on == "host" else None
         spent = self._book.assign(layer, self._scale, scratch)
         place = machinery.devices[device] if rules.optimizer_on == "device" else HOST
-        with machinery.randomness.of_update(layer, self._step, place):
-            machinery.masters.step(layer, self._settings)
+        try:
+            with machinery.randomness.of_update(layer, self._step, place):
+                machinery.masters.step(layer, self._settings)
+        except Exception as error:
+            error.add_note(f"in the optimizer's update of layer {layer}")
+            raise
         self._spent(spent)
         if resident:
             for each in here:

@@ -16,19 +16,22 @@ ALIGN_BYTES = 256
 class Layers:
     """The layers of a model, in order, and the names of their parameters.
 
-    `names[layer]` maps a layer's own parameter names to the model's. Parameters that several layers
-    share are tied: the first of the layers owns them.
+    `names[layer]` maps a layer's own parameter names to the model's; of an nn.Sequential they are
+    its own. Parameters that several layers share are tied: the first of the layers owns them.
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], names: Sequence[dict[str, str]] | None = None
+        self,
+        modules: Sequence[nn.Module] | nn.Sequential,
+        names: Sequence[dict[str, str]] | None = None,
     ) -> None:
         if not modules:
             raise InputError("layers: there must be at least one")
         self.modules = list(modules)
+        titles = modules._modules if isinstance(modules, nn.Sequential) else range(len(modules))
         self.names = names or [
-            {name: f"{number}.{name}" for name in _every_name(module)}
-            for number, module in enumerate(modules)
+            {name: f"{title}.{name}" for name in _every_name(module)}
+            for title, module in zip(titles, self.modules, strict=True)
         ]
         self.owner = _owners(self.modules)
         # Walking modules for their parameters takes longer than many a task.
@@ -112,7 +115,8 @@ class Layers:
 
 
 def _every_name(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
+    return [name for name, _ in named]
 
 
 def _owners(modules: Sequence[nn.Module]) -> dict[int, int]:
@@ -233,7 +237,7 @@ class Replica:
 def _places(module: nn.Module, copy: nn.Module) -> list[tuple[nn.Module, str, str]]:
     """(part, attribute, canonical name) for every place that holds a parameter."""
     canonical = {id(each): name for name, each in module.named_parameters()}
-    parts = dict(copy.named_modules())
+    parts = dict(copy.named_modules(remove_duplicate=False))
     places = []
     for name, each in module.named_parameters(remove_duplicate=False):
         path, _, leaf = name.rpartition(".")

@@ -1,8 +1,8 @@
 """One layer, run alone on a device: its times, and the bytes that it takes."""
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -118,7 +118,8 @@ class LayerRun:
             allocated = _allocated(self.device)
             before = _generator_state(self.device)
             start = mark_now(self.device)
-            output = self._forward(leaves, None if number else saved)
+            with self._refusing_changed_inputs(leaves):
+                output = self._forward(leaves, None if number else saved)
             middle = mark_now(self.device)
             drew = drew or not torch.equal(before, _generator_state(self.device))
             self._refuse_changed_buffers()
@@ -235,6 +236,26 @@ class LayerRun:
         for tensor in known:
             saved.pop(tensor.untyped_storage().data_ptr(), None)
         return sum(saved.values())
+
+    @contextmanager
+    def _refusing_changed_inputs(self, leaves: Value) -> Iterator[None]:
+        """What a layer gets is kept for its recompute, which has to get the same."""
+        inputs = tensors_of(leaves)
+        versions = [each._version for each in inputs]
+        try:
+            yield
+            changed = versions != [each._version for each in inputs]
+        except RuntimeError as error:
+            changed = "a leaf Variable that requires grad is being used in an in-place" in str(
+                error
+            )
+            if not changed:
+                raise
+        if changed:
+            raise InputError(
+                f"layers: {self.name} changes its input in place, which another run of it is "
+                "to get as it was; make a new tensor instead, as with inplace=False"
+            )
 
     def _refuse_changed_buffers(self) -> None:
         for name, (buffer, version) in self.buffers.items():

@@ -16,6 +16,7 @@ from ..policies.lowering import lower
 from ..policies.misfit import misfit
 from ..policies.op import Op
 from ..policies.plan import Place, Plan
+from ..policies.planning import plan_of
 from ..policies.policy import Policy, policy_name
 from ..policies.work import Work
 from ..traces.errors import InputError
@@ -71,8 +72,8 @@ class Trainer:
     optimizer: a torch optimizer class or a factory, called with the parameters.
     devices: names as torch has them; several times the same one makes virtual devices.
     microbatches: parts that a step's batch is cut into; each counts by its size.
-    memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit is refused
-        before the first step; on CUDA the limit is also enforced.
+    memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit a batch
+        like the first is refused before that step; on CUDA the limit is also enforced.
     host_memory_limit: the same for the host, where it is not enforced. None: on GPUs all it has.
     trace: the layers' costs. None: they are measured at the first step, once.
     machine: links and rates that the policy plans with, in the order of `devices`. None: measured
@@ -111,9 +112,11 @@ class Trainer:
             raise InputError("devices: name at least one")
         if microbatches < 1:
             raise InputError(f"microbatches: must be at least 1, got {microbatches}")
+        if on_nan not in ("stop", "go on"):
+            raise InputError(f"on_nan: must be 'stop' or 'go on', got {on_nan!r}")
         if clip_norm is not None and not getattr(policy, "clip", True):
             raise InputError("clip_norm: the policy must clip too; give it clip=True")
-        self.layers = layers if isinstance(layers, Layers) else Layers(list(layers))
+        self.layers = layers if isinstance(layers, Layers) else Layers(layers)
         self.policy = policy
         self.devices = [_numbered(torch.device(device)) for device in devices]
         if len(self.devices) > 1:
@@ -284,7 +287,7 @@ class Trainer:
             self.trace = with_real_bytes(self.trace, self.layers, self._compute_dtype, kept)
             machine = self._machine_here(place)
             work = Work(self.trace, machine, self.microbatches)
-            plan = self.policy.plan(work, self.step_number)
+            plan = plan_of(self.policy, work, self.step_number)
             if plan.clip != (self._clip_norm is not None):
                 raise InputError(
                     "clip_norm: give it if and only if the policy clips (clip=True); "
@@ -342,7 +345,7 @@ class Trainer:
         plans = [plan]
         if plan.outlasts_step:
             # A step begins while the one before it ends: both need room.
-            plans += [self.policy.plan(work, self.step_number + 1)]
+            plans += [plan_of(self.policy, work, self.step_number + 1)]
         curves = estimated_memory(lower(plans, work), policy_name(self.policy))
         over = [curve for curve in curves if curve.over_bytes]
         if over:
@@ -383,8 +386,10 @@ class Trainer:
     # ---- a step
 
     def _tables(self, work: Work) -> ProgramTables:
-        plan = self.policy.plan(work, self.step_number)
+        plan = plan_of(self.policy, work, self.step_number)
         if plan not in self._programs:
+            if self._programs:
+                lower([next(iter(self._programs)), plan], work)  # Refuses what steps cannot change.
             self._programs[plan] = ProgramTables(lower([plan], work))
         return self._programs[plan]
 

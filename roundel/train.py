@@ -210,6 +210,10 @@ def _check(config: TrainConfig) -> None:
         raise InputError("checkpoint.folder: missing; say where checkpoints are")
     if log.timeline_step and not (log.timeline or log.perfetto):
         raise InputError("log.timeline_step: say where the picture goes, log.timeline")
+    if (log.timeline_step or 0) > train.steps:
+        raise InputError(
+            f"log.timeline_step: there are {train.steps} steps, got {log.timeline_step}"
+        )
     if model.compute_dtype and model.autocast:
         raise InputError("model.autocast: give it or compute_dtype, not both")
     if train.warmup >= train.steps:

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,7 +25,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 def run_training(config: TrainConfig, debug: bool = False) -> int:
     """Train; returns the exit code. Raises InputError for what is wrong before the first step."""
-    _check_outputs(config.log)
+    _check_outputs(config.log, config.checkpoint.folder)
     console = Console()
     with busy("loading", console):
         from .executor.places import sharing_cores
@@ -62,8 +63,13 @@ def _train(job: Job, trainer: "Trainer", first: int, console: Console, debug: bo
     return 128 + stopper.signal if stopper.signal else 0
 
 
-def _check_outputs(log: LogSection) -> None:
+def _check_outputs(log: LogSection, checkpoints: str | None) -> None:
     """What cannot be written is to be known before training. Makes the folders."""
+    if checkpoints:
+        folder = Path(checkpoints)
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        with writing(folder, "folder of checkpoints"), TemporaryFile(dir=there):
+            pass
     for path, what, suffixes in (
         (log.file, "log", ()),
         (log.timeline, "picture", PICTURES),

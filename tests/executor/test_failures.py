@@ -2,11 +2,13 @@
 
 import faulthandler
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from roundel.executor.run import Run
 from roundel.executor.trainer import NotANumber, Trainer
 from roundel.executor.transit import Transit
 
+from ..costs import make_trace
 from . import toy
 
 mse = nn.functional.mse_loss
@@ -419,3 +422,135 @@ def test_a_loss_with_dimensions_is_refused() -> None:
     )
     with pytest.raises(roundel.InputError, match=r"loss_fn: must return a mean, .* got \(1,\)"):
         trainer.step(inputs, targets)
+
+
+class FailsBackward(torch.autograd.Function):
+    """Fails where its gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError("boom in backward")
+
+
+class BreaksBackward(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return FailsBackward.apply(value)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+@pytest.mark.parametrize("policy", toy.every_policy(), ids=lambda policy: type(policy).__name__)
+def test_a_backward_that_fails_says_in_which_layer(policy: Any, place: int) -> None:
+    layers = toy.blocks()
+    layers[place] = nn.Sequential(layers[place], BreaksBackward())
+    x, y = toy.vectors(1)[0]
+    with pytest.raises(RuntimeError, match="boom in backward") as caught:
+        with Trainer(
+            layers,
+            mse,
+            policy=policy,
+            optimizer=toy.ADAMW,
+            devices=toy.devices(2),
+            microbatches=4,
+            trace=make_trace(8),
+        ) as trainer:
+            trainer._measure = lambda *rest: (trainer.trace, set())  # type: ignore[method-assign]
+            trainer.step(x, y)
+    (note,) = (each for each in caught.value.__notes__ if "in layer" in each)
+    # One device may have begun with another microbatch.
+    assert re.match(rf"in layer {place} \(Sequential\), microbatch [0-3], op \d:\d[BI]", note)
+
+
+def test_a_loss_and_an_optimizer_that_fail_say_where() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and output.shape[0] == 3:
+            raise ValueError("no loss")
+        return mse(output, target)
+
+    x, y = toy.vectors(1)[0]
+    options: Any = {"devices": toy.devices(1), "microbatches": 4}
+    with pytest.raises(ValueError, match="no loss") as caught:
+        with Trainer(
+            toy.blocks(), loss, policy=roundel.GPipe(), optimizer=toy.ADAMW, **options
+        ) as trainer:
+            trainer.step(x, y)
+    assert any("loss" in note or "layer 7" in note for note in caught.value.__notes__)
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if threading.current_thread().name.startswith("roundel"):
+                raise ValueError("no step")
+
+    with pytest.raises(ValueError, match="no step") as caught:
+        with Trainer(
+            toy.blocks(),
+            mse,
+            policy=roundel.RoundRobin(**toy.CUTS),
+            optimizer=lambda parameters: Broken(parameters, 0.1),
+            **options,
+        ) as trainer:
+            trainer.step(x, y)
+    assert "in the optimizer's update of layer 7" in caught.value.__notes__
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_layer_that_changes_its_input_is_refused(frozen: bool) -> None:
+    layers = toy.blocks()
+    layers[0].requires_grad_(not frozen)
+    layers[1] = nn.ReLU(inplace=True)
+    x, y = toy.vectors(1)[0]
+    with Trainer(
+        layers,
+        mse,
+        policy=roundel.GPipe(recompute="late"),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=4,
+    ) as trainer:
+        with pytest.raises(roundel.InputError, match=r"1\.ReLU changes its input in place"):
+            trainer.step(x, y)
+
+
+class Fickle:
+    """Moves its stages from device to device, returns no plan, or fails."""
+
+    name = "fickle"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def plan(self, work: roundel.Work, step: int) -> Any:
+        if self.kind == "fails":
+            raise ValueError("oh")
+        if self.kind == "none":
+            return 3
+        plan = roundel.GPipe().plan(work, 0)
+        return plan if step == 0 else replace(plan, devices=plan.devices[::-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fails", "fickle: plan failed: .*ValueError: oh"),
+        ("none", "fickle: plan must return a Plan, it returned int"),
+        ("moves", "layer"),
+    ],
+)
+def test_a_users_policy_that_errs_is_told_as_the_simulator_tells_it(
+    kind: str, message: str
+) -> None:
+    x, y = toy.vectors(1)[0]
+    with Trainer(
+        toy.blocks(),
+        mse,
+        policy=Fickle(kind),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=4,
+    ) as trainer:
+        with pytest.raises(roundel.InputError, match=message):
+            for _ in range(2):
+                trainer.step(x, y)

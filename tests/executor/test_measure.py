@@ -232,7 +232,7 @@ def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
             return self.inner(value)
 
     embedding, *_, head = decoder_layers(SHAPE)
-    trace, _, _ = measured([embedding, SlowWithGraph(), head], repeats=3)
+    trace, _, _ = measured([embedding, SlowWithGraph(), head], repeats=9)
     assert trace.layers[1].forward_ns > 20e6
     assert 1e6 < trace.layers[1].forward_only_ns < 15e6
 
@@ -240,7 +240,7 @@ def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
         take(0.02 if torch.is_grad_enabled() else 0.004)
         return token_loss(output, targets)
 
-    trace, _, _ = measured([embedding, head], slow_loss, repeats=3)
+    trace, _, _ = measured([embedding, head], slow_loss, repeats=9)
     assert trace.layers[-1].forward_ns > 20e6
     assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
 
@@ -266,7 +266,7 @@ def test_a_loss_with_weights_of_its_own_is_measured_without_their_gradients() ->
         return SlowWithGradients.apply(output.hidden, output.weight)
 
     layers = decoder_layers(SHAPE, head_in_loss=True)
-    trace, _, _ = measured([layers[0], layers[-1]], loss, repeats=3)
+    trace, _, _ = measured([layers[0], layers[-1]], loss, repeats=9)
     assert trace.layers[-1].forward_ns > 20e6
     assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
 

@@ -78,7 +78,7 @@ def test_backward_of_several_layers_is_noted_layer_by_layer() -> None:
         Op("R", 0, 4, 0), 0, layers, torch.ones(1, 2), lambda value: value, False, False
     )
     assert (noted, waits) == ([1] * 4, 4)
-    computer.backward(graph, [torch.ones(1, 2)])
+    computer.backward(Op("B", 0, 4, 0), graph, [torch.ones(1, 2)])
     assert (noted[4:], waits) == ([BACKWARD] * 4, 4 + 3)
 
 
@@ -98,5 +98,5 @@ def test_layers_that_no_gradient_passes_count_at_the_end() -> None:
         False,
         False,
     )
-    computer.backward(graph, [torch.ones(1, 2)])
+    computer.backward(Op("B", 0, 3, 0), graph, [torch.ones(1, 2)])
     assert noted[3:] == [BACKWARD * 3]

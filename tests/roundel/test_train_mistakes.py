@@ -24,6 +24,31 @@ def test_checkpoints_of_another_training_are_not_overwritten(
     assert sorted((tmp_path / "kept").iterdir()) == before
 
 
+@pytest.mark.parametrize("inside", ["", "/deeper/still"])
+def test_checkpoints_that_cannot_be_written_are_known_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path, inside: str
+) -> None:
+    taken = tmp_path / "a-file"
+    taken.write_text("mine")
+    line = f"{SMALL.format(text=text)} --policy gpipe --steps 2 --log {tmp_path}/log.jsonl"
+    code, _, err = run(capsys, f"{line} --checkpoints {taken}{inside}")
+    assert code == 2
+    assert err.startswith(f"roundel: {taken}{inside}: cannot write this folder of checkpoints: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "log.jsonl").exists()
+    assert taken.read_text() == "mine"
+
+
+def test_a_step_to_draw_that_never_comes_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
+) -> None:
+    line = f"{SMALL.format(text=text)} --policy gpipe --steps 2 --timeline {tmp_path}/it.png"
+    code, _, err = run(capsys, f"{line} --timeline-step 3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "timeline-step" in err or "timeline_step" in err
+    assert "there are 2 steps, got 3" in err
+
+
 def test_auto_says_that_nothing_fits(capsys: pytest.CaptureFixture[str], text: Path) -> None:
     code, out, err = run(capsys, f"{SMALL.format(text=text)} --memory 100KB")
     assert code == 2
