@@ -515,7 +515,7 @@ def test_a_graph_does_not_keep_its_output_in_memory() -> None:
     del output
     gc.collect()
     assert there() is None
-    computer.backward(graph, [torch.ones(2, 3)])
+    computer.backward(op, graph, [torch.ones(2, 3)])
     assert layer.weight.grad is not None
     assert torch.equal(layer.weight.grad, torch.full((3, 3), 2.0))
 
