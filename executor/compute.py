@@ -193,7 +193,8 @@ class Computer:
             self._pace.launched(BACKWARD)
             self._backwards_noted += 1
 
-        through = next((each for each in tensors_of(output) if each.requires_grad), None)
+        # Not what is passed on as it came, or a parameter: they get gradients from elsewhere too.
+        through = next((each for each in tensors_of(output) if each.grad_fn is not None), None)
         if through is not None:
             through.register_hook(launched)  # type: ignore[no-untyped-call]
 

@@ -44,9 +44,11 @@ def gpus_of(devices: Iterable[torch.device]) -> set[torch.device]:
 def threads_of_updates(devices: Sequence[torch.device]) -> int:
     """Threads of an update on the host: two cores of each GPU are for those that launch its work.
 
-    Where an update takes all, the one that shares its core holds up the others again and again.
+    Where an update takes all, the one that shares its core holds up the others again and again. Of
+    few cores it has half.
     """
-    return max(1, torch.get_num_threads() - 2 * len(gpus_of(devices)))
+    everyone = torch.get_num_threads()
+    return max(1, everyone // 2, everyone - 2 * len(gpus_of(devices)))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A lane's thread: how many threads torch's operations on the CPU use in it."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -44,3 +45,7 @@ def test_operations_use_so_many_threads_as_the_lane_says_and_elsewhere_as_before
     thread.close()
     assert set(seen) == {2}
     assert torch.get_num_threads() == 3
+    elsewhere = threading.Thread(target=handler, args=(-1,))
+    elsewhere.start()
+    elsewhere.join()
+    assert seen[-1] == 3

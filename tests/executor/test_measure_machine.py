@@ -49,7 +49,7 @@ def test_virtual_devices_share_the_cores() -> None:
 
 def test_updates_leave_two_cores_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
-    for cores, expected in ((32, 28), (5, 1), (1, 1)):
+    for cores, expected in ((32, 28), (5, 2), (1, 1)):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
         assert threads_of_updates(gpus) == expected
         assert threads_of_updates([CPU] * 2) == cores

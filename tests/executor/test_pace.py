@@ -1,7 +1,11 @@
 """A device's queue is never full: who launches waits for what was launched long before."""
 
+import gc
+import weakref
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roundel.executor.compute import Computer, Randomness
 from roundel.executor.pace import AHEAD, BACKWARD, Pace
@@ -74,12 +78,75 @@ def test_backward_of_several_layers_is_noted_layer_by_layer() -> None:
 
     computer._pace = Noting(device)
     layers: list[nn.Module] = [nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout(0.0), nn.Linear(2, 2)]
-    graph, _ = computer.forward_with_graph(
-        Op("R", 0, 4, 0), 0, layers, torch.ones(1, 2), lambda value: value, False, False
-    )
-    assert (noted, waits) == ([1] * 4, 4)
-    computer.backward(Op("B", 0, 4, 0), graph, [torch.ones(1, 2)])
-    assert (noted[4:], waits) == ([BACKWARD] * 4, 4 + 3)
+    for _ in range(2):
+        noted.clear()
+        waits = 0
+        graph, _ = computer.forward_with_graph(
+            Op("R", 0, 4, 0), 0, layers, torch.ones(1, 2), lambda value: value, False, False
+        )
+        assert (noted, waits) == ([1] * 4, 4)
+        computer.backward(Op("B", 0, 4, 0), graph, [torch.ones(1, 2)])
+        assert (noted[4:], waits) == ([BACKWARD] * 4, 4 + 3)
+
+
+class Passes(nn.Module):
+    """Hands on a leaf, a parameter of its own, and what it computes in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, value: Any) -> Any:
+        return value[0], self.inner.weight, {"hidden": self.inner(value[2]["hidden"])}
+
+
+def test_what_is_handed_on_as_it_came_tells_nothing() -> None:
+    device, order = torch.device("cpu"), list[str]()
+    computer = Computer(device, lambda output, target: output, Randomness(0), None, [True] * 3)
+    computer._pace.launched = lambda forwards: order.append("launched")  # type: ignore[method-assign]
+    layers = [Passes(), Passes(), Passes()]
+    for number, layer in enumerate(layers):
+        layer.inner.bias.register_hook(lambda grad, number=number: order.append(f"{number}"))
+    value = (torch.ones(2), torch.ones(2), {"hidden": torch.ones(1, 2)})
+    for _ in range(3):
+        graph, _ = computer.forward_with_graph(
+            Op("R", 0, 3, 0), 0, layers, value, lambda value: value, False, False
+        )
+        order.clear()
+        computer.backward(Op("B", 0, 3, 0), graph, [None, None, torch.ones(1, 2)])
+        assert order.count("launched") == 3
+        assert order.index("launched") < order.index("0")
+        assert order[-1] == "launched"
+
+
+def test_what_passes_between_layers_goes_with_the_graph() -> None:
+    """Not when Python's collector comes."""
+    computer = Computer(torch.device("cpu"), lambda output, target: output, Randomness(0), None, [])
+    kept: list[Any] = []
+
+    class Kept(nn.Linear):
+        def forward(self, value: Tensor) -> Tensor:
+            output = super().forward(value)
+            kept.append(weakref.ref(output))
+            return output
+
+    gc.collect()
+    gc.disable()
+    try:
+        graph, _ = computer.forward_with_graph(
+            Op("R", 0, 2, 0),
+            0,
+            [Kept(2, 2), nn.Tanh()],
+            torch.ones(1, 2),
+            lambda value: value,
+            False,
+            False,
+        )
+        computer.backward(Op("B", 0, 2, 0), graph, [torch.ones(1, 2)])
+        del graph
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_layers_that_no_gradient_passes_count_at_the_end() -> None:

@@ -388,13 +388,14 @@ def test_beside_a_stale_step_states_come_down_in_turn() -> None:
     ]
 
 
-def test_each_device_has_an_end_of_each_step() -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_each_device_has_an_end_of_each_step(steps: int) -> None:
     policy = RoundRobin((1, 1, 1), (1, 1, 1, 1), optimizer_on="device")
     work = make_work(4, 2, 4, **BYTES)
-    program = lower([policy.plan(work, step) for step in range(2)], work)
+    program = lower([policy.plan(work, step) for step in range(steps)], work)
     for lane in ("gpu0 d2h", "gpu1 d2h"):
         (number,) = (n for n, each in enumerate(program.lanes) if each.name == lane)
-        for step in range(2):
+        for step in range(steps):
             tasks = [
                 task
                 for task in program.tasks_of(number)
@@ -405,6 +406,25 @@ def test_each_device_has_an_end_of_each_step() -> None:
             assert first != last
             assert [int(program.part[task]) for task in tasks[-2:]] == [STATES, STATES]
             assert {int(program.first[task]) for task in tasks[-6:]} == {first, last}
+
+
+def test_a_state_is_on_the_device_until_it_is_down_with_what_waited_for_it() -> None:
+    plan = plan_of(
+        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0 0:1F1 1:2F1 1:2B1 0:1R1 0:1B1",
+        weights="streamed",
+        optimizer_on="device",
+        activations="host",
+    )
+    program = lower([plan], make_work(2, 1, 2, **BYTES))
+    buffers = program.buffers
+    mine = np.flatnonzero((buffers.label == LABEL_CODE["optimizer state"]) & (buffers.pool == 0))
+    assert sorted(buffers.layer[mine].tolist()) == [0, 1]
+    # The first round's gradients came up with it.
+    assert buffers.nbytes[mine].tolist() == [24 + 4] * 2
+    for buffer in mine.tolist():
+        uses = buffers.use_task[buffers.use_buffer == buffer].tolist()
+        states = [task for task in uses if program.part[task] == STATES]
+        assert [int(program.first[task]) for task in states] == [int(buffers.layer[buffer])]
 
 
 @pytest.mark.parametrize(("room", "lane"), [(24, "gpu0 d2h"), (25, "gpu0 compute")])
