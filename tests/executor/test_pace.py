@@ -155,6 +155,13 @@ def test_layers_that_no_gradient_passes_count_at_the_end() -> None:
         device, lambda output, target: output.sum(), Randomness(0), None, [True] * 3
     )
     computer._pace.launched = noted.append  # type: ignore[method-assign]
+    layers: list[nn.Module] = [nn.Linear(2, 2) for _ in range(3)]
+    op = Op("R", 0, 3, 0)
+    graph, _ = computer.forward_with_graph(
+        op, 0, layers, torch.ones(1, 2), lambda value: value, False, False
+    )
+    computer.backward(Op("B", 0, 3, 0), graph, [torch.ones(1, 2)])
+    noted.clear()
     frozen = nn.Linear(2, 2).requires_grad_(False)
     graph, _ = computer.forward_with_graph(
         Op("R", 0, 3, 0),
