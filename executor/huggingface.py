@@ -1,5 +1,7 @@
 """Hugging Face causal language models, split into layers by one call."""
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -56,7 +58,9 @@ def split_causal_lm(model: nn.Module, head_in_loss: bool = False) -> Layers:
             "model: it checkpoints by itself; switch its gradient checkpointing off "
             "and let the policy recompute"
         )
-    names = {id(each): name for name, each in (*model.named_parameters(), *model.named_buffers())}
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, each in _every_tensor(model):
+        names[id(each)].append(name)
     return Layers(modules, [_global_names(module, names) for module in modules])
 
 
@@ -77,10 +81,20 @@ def _inside_of_peft(model: nn.Module) -> Any:
     return peft_model.get_base_model()
 
 
-def _global_names(module: nn.Module, names: dict[int, str]) -> dict[str, str]:
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return {name: names[id(each)] for name, each in (*parameters, *buffers)}
+def _global_names(module: nn.Module, names: dict[int, list[str]]) -> dict[str, str]:
+    """The model's names of a layer's tensors. Of several, as of a tied one, each is used up but the
+    last, which later layers have too."""
+    mine = {}
+    for name, each in _every_tensor(module):
+        known = names[id(each)]
+        mine[name] = known.pop(0) if len(known) > 1 else known[0]
+    return mine
+
+
+def _every_tensor(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, by each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def causal_lm_loss(logits: Tensor | Projected, labels: Tensor) -> Tensor:

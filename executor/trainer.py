@@ -43,6 +43,7 @@ from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
 from .streams import Clock, IdleStreams, idle_streams
 from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
+from .weight_file import every_name
 from .weights import resident_copy
 
 REPEATS = 3
@@ -205,9 +206,15 @@ class Trainer:
         return float(computer.loss_of(value, goal))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Copies of all weights and persistent buffers on the host, by the model's own names."""
+        """Copies of all weights and persistent buffers on the host, by the model's own names.
+
+        A tied weight is one tensor under each of its names, as in a model's own.
+        """
         self.flush()
-        state = {name: each.detach().cpu().clone() for name, each in self.layers.named_parameters()}
+        copies = {
+            id(each): each.detach().cpu().clone() for _, each in self.layers.named_parameters()
+        }
+        state = {name: copies[id(each)] for name, each in every_name(self.layers).items()}
         return state | {name: each.cpu().clone() for name, each in self.layers.named_buffers()}
 
     def save(self, folder: str | Path, keep: int = 2) -> Path:

@@ -75,3 +75,22 @@ def test_a_submodule_with_two_names_trains_as_one() -> None:
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=0)
     for mine, other in zip(trained.parameters(), weights, strict=True):
         torch.testing.assert_close(mine.cpu(), other.cpu(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_tied_weight_has_each_of_its_names() -> None:
+    layers = nn.Sequential(*toy.tied_model())
+    with Trainer(
+        layers,
+        toy.token_loss,
+        policy=roundel.GPipe(),
+        optimizer=toy.ADAMW,
+        devices=toy.devices(2),
+        microbatches=2,
+    ) as trainer:
+        trainer.step(*toy.tokens(1)[0])
+        state = trainer.state_dict()
+    again = nn.Sequential(*toy.tied_model())
+    assert state.keys() == again.state_dict().keys()
+    again.load_state_dict(state)
+    for mine, other in zip(again.parameters(), layers.parameters(), strict=True):
+        assert torch.equal(mine.cpu(), other.cpu())
