@@ -14,6 +14,7 @@ from roundel.executor.layers import Layers, Replica
 from roundel.executor.measure import measure_layers, with_real_bytes
 from roundel.executor.optimizer_bytes import OptimizerBytes
 from roundel.executor.presets import PRESETS
+from roundel.executor.streams import CpuMark
 from roundel.executor.token_loss import token_loss
 from roundel.policies.work import Work
 from roundel.traces.machine import ideal_machine
@@ -223,6 +224,7 @@ def test_gradients_are_numbers_that_differ_and_a_loss_has_its_own() -> None:
     assert [each.item() for each in seen if not each.ndim] == [1.0] * 3
 
 
+@pytest.mark.usefixtures("marks_of_what_is_taken")
 def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
     """A loss that makes its gradients on the way forward makes none where a recompute follows."""
 
@@ -233,16 +235,16 @@ def test_a_forward_that_leaves_nothing_is_measured_by_itself() -> None:
 
     embedding, *_, head = decoder_layers(SHAPE)
     trace, _, _ = measured([embedding, SlowWithGraph(), head], repeats=9)
-    assert trace.layers[1].forward_ns > 20e6
-    assert 1e6 < trace.layers[1].forward_only_ns < 15e6
+    assert trace.layers[1].forward_ns >= 20e6
+    assert 1e6 <= trace.layers[1].forward_only_ns < 15e6
 
     def slow_loss(output: Tensor, targets: Tensor) -> Tensor:
         take(0.02 if torch.is_grad_enabled() else 0.004)
         return token_loss(output, targets)
 
     trace, _, _ = measured([embedding, head], slow_loss, repeats=9)
-    assert trace.layers[-1].forward_ns > 20e6
-    assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
+    assert trace.layers[-1].forward_ns >= 20e6
+    assert 4e6 <= trace.layers[-1].forward_only_ns < 15e6
 
 
 class SlowWithGradients(torch.autograd.Function):
@@ -259,6 +261,7 @@ class SlowWithGradients(torch.autograd.Function):
         return ctx.saved_tensors
 
 
+@pytest.mark.usefixtures("marks_of_what_is_taken")
 def test_a_loss_with_weights_of_its_own_is_measured_without_their_gradients() -> None:
     """Weights that a layer hands to the loss ask for gradients, where a step's forward has none."""
 
@@ -267,18 +270,33 @@ def test_a_loss_with_weights_of_its_own_is_measured_without_their_gradients() ->
 
     layers = decoder_layers(SHAPE, head_in_loss=True)
     trace, _, _ = measured([layers[0], layers[-1]], loss, repeats=9)
-    assert trace.layers[-1].forward_ns > 20e6
-    assert 4e6 < trace.layers[-1].forward_only_ns < 15e6
+    assert trace.layers[-1].forward_ns >= 20e6
+    assert 4e6 <= trace.layers[-1].forward_only_ns < 15e6
 
 
 CYCLES_PER_S = 2.2e9
 """Of a GPU, at most: one that is slower takes longer."""
 
 
+taken_ns = 0
+"""What has been taken of a CPU, in tests whose marks tell that instead of the clock's time."""
+
+
+@pytest.fixture
+def marks_of_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may use the cores."""
+
+    def mark(self: CpuMark) -> None:
+        self.at_ns = taken_ns
+
+    monkeypatch.setattr(CpuMark, "__init__", mark)
+
+
 def take(seconds: float) -> None:
     """Keep the device busy for so long at least; to sleep would keep the host alone."""
+    global taken_ns
     if toy.DEVICE == "cpu":
-        time.sleep(seconds)
+        taken_ns += round(seconds * 1e9)
     else:
         torch.cuda._sleep(round(seconds * CYCLES_PER_S))
 
