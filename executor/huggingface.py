@@ -1,7 +1,6 @@
 """Hugging Face causal language models, split into layers by one call."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn import functional
 
 from ..traces.errors import InputError
 from .head_loss import Projected
-from .layers import Layers
+from .layers import Layers, every_tensor
 from .token_loss import IGNORED, token_loss
 
 SUPPORTED = "Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and GPT-2"
@@ -59,7 +58,7 @@ def split_causal_lm(model: nn.Module, head_in_loss: bool = False) -> Layers:
             "and let the policy recompute"
         )
     names: dict[int, list[str]] = defaultdict(list)
-    for name, each in _every_tensor(model):
+    for name, each in every_tensor(model):
         names[id(each)].append(name)
     return Layers(modules, [_global_names(module, names) for module in modules])
 
@@ -85,16 +84,10 @@ def _global_names(module: nn.Module, names: dict[int, list[str]]) -> dict[str, s
     """The model's names of a layer's tensors. Of several, as of a tied one, each is used up but the
     last, which later layers have too."""
     mine = {}
-    for name, each in _every_tensor(module):
+    for name, each in every_tensor(module):
         known = names[id(each)]
         mine[name] = known.pop(0) if len(known) > 1 else known[0]
     return mine
-
-
-def _every_tensor(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, by each of their names."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def causal_lm_loss(logits: Tensor | Projected, labels: Tensor) -> Tensor:

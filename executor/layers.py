@@ -22,15 +22,16 @@ class Layers:
 
     def __init__(
         self,
-        modules: Sequence[nn.Module] | nn.Sequential,
+        modules: Iterable[nn.Module],
         names: Sequence[dict[str, str]] | None = None,
     ) -> None:
-        if not modules:
-            raise InputError("layers: there must be at least one")
         self.modules = list(modules)
-        titles = modules._modules if isinstance(modules, nn.Sequential) else range(len(modules))
+        if not self.modules:
+            raise InputError("layers: there must be at least one")
+        numbers = range(len(self.modules))
+        titles = modules._modules if isinstance(modules, nn.Sequential) else numbers
         self.names = names or [
-            {name: f"{title}.{name}" for name in _every_name(module)}
+            {name: f"{title}.{name}" for name, _ in every_tensor(module)}
             for title, module in zip(titles, self.modules, strict=True)
         ]
         self.owner = _owners(self.modules)
@@ -114,9 +115,10 @@ class Layers:
         return flags
 
 
-def _every_name(module: nn.Module) -> list[str]:
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
-    return [name for name, _ in named]
+def every_tensor(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, by each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _owners(modules: Sequence[nn.Module]) -> dict[int, int]:

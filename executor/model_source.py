@@ -166,7 +166,7 @@ def _from_function(source: str) -> Model:
         is_modules = isinstance(layers, Sequence | nn.Sequential)
         if not is_modules or not all(isinstance(each, nn.Module) for each in layers):
             raise InputError(f"{source}: must return layers (modules), or (layers, loss_fn)")
-        layers = Layers(list(layers))
+        layers = Layers(layers)
     return Model(layers, loss_fn)
 
 

@@ -117,8 +117,6 @@ class Trainer:
             raise InputError(f"on_nan: must be 'stop' or 'go on', got {on_nan!r}")
         if clip_norm is not None and not getattr(policy, "clip", True):
             raise InputError("clip_norm: the policy must clip too; give it clip=True")
-        if not isinstance(layers, Layers | nn.Sequential):
-            layers = list(layers)
         self.layers = layers if isinstance(layers, Layers) else Layers(layers)
         self.policy = policy
         self.devices = [_numbered(torch.device(device)) for device in devices]

@@ -31,8 +31,7 @@ class Transit:
         self._lent: dict[nn.Parameter, Tensor] = {}
         self._homes: dict[int, Bundle] = {}
         self._sent: dict[int, Bundle] = {}
-        self._visits: dict[int, WeightCopy] = {}
-        self._flats: dict[int, Tensor] = {}
+        self._visits: dict[int, tuple[WeightCopy, Tensor]] = {}
 
     def up(self, layer: int, device: torch.device, computes: Stream) -> None:
         """Bring what an update needs to a device, on the current stream.
@@ -96,7 +95,7 @@ class Transit:
         Elsewhere it takes the new weights on their way down, in the dtype that is computed in.
         """
         assert weights.flat is not None
-        self._visits[layer], self._flats[layer] = weights, weights.flat
+        self._visits[layer] = weights, weights.flat
         for name, each in self._trained(layer).items():
             if name in self._copies[layer].lent:
                 each.data = weights.parameters[name].data
@@ -109,7 +108,7 @@ class Transit:
 
         That is what the next step that uses them reads. The parts come in their order.
         """
-        copies, visit = self._copies[layer], self._visits[layer]
+        copies, (visit, source) = self._copies[layer], self._visits[layer]
         trained = self._trained(layer)
         if part == 0:
             copy_each([(visit.parameters[name].data, each.data) for name, each in trained.items()])
@@ -119,11 +118,11 @@ class Transit:
             for slot in copies.layout.slots
             if slot.name in trained
         ]
-        source, target = self._flats[layer], copies.flat(step)
+        target = copies.flat(step)
         copy_each([(target[a:b], source[a:b]) for a, b in bounds if a < b])
         self._wait()
         if part == parts - 1:
-            del self._visits[layer], self._flats[layer]
+            del self._visits[layer]
             for name, each in trained.items():
                 if name in copies.lent:
                     each.data = self._lent.pop(each)

@@ -104,20 +104,20 @@ def _pass_all_through(
     parts = np.ones(len(key), dtype=np.int64)
     parts[last] = np.maximum(1, chunks_of(table.work.layer_bytes("param_bytes")[ends.layer[last]]))
     updated.parts.reshape(-1)[ends.cell] = parts
-    parked = table.work.layer_bytes("grad_bytes")[ends.layer] * np.isin(ends.cell, partial.cell)
+    held = table.work.layer_bytes("optimizer_bytes")[ends.layer]
+    held += table.work.layer_bytes("grad_bytes")[ends.layer] * np.isin(ends.cell, partial.cell)
     place = _places_among_equals(ends.step, key)
     for number in range(int(place.max(initial=-1)) + 1):
         rows = np.flatnonzero(place == number)
         ups[rows], updates[rows], downs[rows] = _update(
-            builder, table, visits, ends.rows(rows), key[rows], parked[rows], parts[rows]
+            builder, table, visits, ends.rows(rows), key[rows], held[rows], parts[rows]
         )
         rows = np.setdiff1d(rows, [*last, *before])
         returns[rows] = _return(builder, table, ends.rows(rows), key[rows], downs[rows])
     rows, end_key = np.union1d(last, before), key.copy()
     end_key[before] = key[before + 1]
     returns[rows] = _return(builder, table, ends.rows(rows), end_key[rows], downs[rows])
-    state = table.work.layer_bytes("optimizer_bytes")[ends.layer]
-    builder.buffers("optimizer state", ends.layer, ends.device, state + parked, ups, returns)
+    builder.buffers("optimizer state", ends.layer, ends.device, held, ups, returns)
     return ups, updates, downs, returns
 
 
@@ -215,21 +215,22 @@ def _update(
     visits: Visits,
     batch: Made,
     key: Ints,
-    parked: NDArray[np.int64],
+    held: NDArray[np.int64],
     parts: Ints,
 ) -> tuple[Ints, Ints, Ints]:
     """State up, update, weights down, one layer a row. Returns the tasks of each.
 
-    The next step waits for the weights alone. They go in so many `parts`; the last one is returned.
+    held: bytes of a row's state, and of what waited on the host to come up with it. The next step
+    waits for the weights alone. They go in so many `parts`; the last one is returned.
     """
-    bytes_of, place = table.work.layer_bytes, _place(batch, key)
+    place = _place(batch, key)
     # On a lane of their own: nothing that the ops wait for is to queue up behind them.
     ups = builder.transfers(
         "upload",
         "optimizer",
         batch.device,
         **place,
-        nbytes=bytes_of("optimizer_bytes")[batch.layer] + parked,
+        nbytes=held,
     )
     updates = builder.tasks(
         len(batch.cell),
@@ -242,14 +243,10 @@ def _update(
     )
     builder.depend(ups, updates)
     builder.depend(visits.last_row[batch.visit], updates)
-    row, part, nbytes = chunked(bytes_of("param_bytes")[batch.layer], parts)
+    row, part, nbytes = chunked(table.work.layer_bytes("param_bytes")[batch.layer], parts)
+    split = batch.rows(row)
     downs = builder.transfers(
-        "download",
-        "d2h",
-        batch.device[row],
-        **_place(batch.rows(row), key[row]),
-        part=part,
-        nbytes=nbytes,
+        "download", "d2h", split.device, **_place(split, key[row]), part=part, nbytes=nbytes
     )
     builder.depend(updates[row], downs)
     downs = downs[part == parts[row] - 1]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from roundel.executor.run import Run
 from roundel.executor.trainer import NotANumber, Trainer
 from roundel.executor.transit import Transit
 
-from ..costs import make_trace
 from . import toy
 
 mse = nn.functional.mse_loss
@@ -56,18 +56,7 @@ class Custom(RuntimeError):
     """An error of the user's."""
 
 
-def make(
-    layers: list[nn.Module], policy: roundel.Policy, loss_fn: Any = mse, **options: object
-) -> Trainer:
-    options.setdefault("optimizer", toy.ADAMW)
-    return Trainer(
-        layers,
-        loss_fn,
-        policy=policy,
-        devices=toy.devices(3),
-        microbatches=4,
-        **options,  # type: ignore[arg-type]
-    )
+make = partial(toy.make, count=3)
 
 
 def ours() -> list[str]:
@@ -447,18 +436,10 @@ def test_a_backward_that_fails_says_in_which_layer(policy: Any, place: int) -> N
     layers = toy.blocks()
     layers[place] = nn.Sequential(layers[place], BreaksBackward())
     x, y = toy.vectors(1)[0]
-    with pytest.raises(RuntimeError, match="boom in backward") as caught:
-        with Trainer(
-            layers,
-            mse,
-            policy=policy,
-            optimizer=toy.ADAMW,
-            devices=toy.devices(2),
-            microbatches=4,
-            trace=make_trace(8),
-        ) as trainer:
-            trainer._measure = lambda *rest: (trainer.trace, set())  # type: ignore[method-assign]
-            trainer.step(x, y)
+    # In evaluation mode and with a trace nothing is measured.
+    trainer = make([each.eval() for each in layers], policy, trace=roundel_trace(layers))
+    with pytest.raises(RuntimeError, match="boom in backward") as caught, trainer:
+        trainer.step(x, y)
     (note,) = (each for each in caught.value.__notes__ if "in layer" in each)
     # One device may have begun with another microbatch.
     assert re.match(rf"in layer {place} \(Sequential\), microbatch [0-3], op \d:\d[BI]", note)
@@ -466,33 +447,23 @@ def test_a_backward_that_fails_says_in_which_layer(policy: Any, place: int) -> N
 
 def test_a_loss_and_an_optimizer_that_fail_say_where() -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and output.shape[0] == 3:
-            raise ValueError("no loss")
-        return mse(output, target)
+        raise ValueError("no loss")
 
-    x, y = toy.vectors(1)[0]
-    options: Any = {"devices": toy.devices(1), "microbatches": 4}
-    with pytest.raises(ValueError, match="no loss") as caught:
-        with Trainer(
-            toy.blocks(), loss, policy=roundel.GPipe(), optimizer=toy.ADAMW, **options
-        ) as trainer:
-            trainer.step(x, y)
-    assert any("loss" in note or "layer 7" in note for note in caught.value.__notes__)
+    layers, batch = [each.eval() for each in toy.blocks()], toy.vectors(1)[0]
+    trainer = make(layers, roundel.GPipe(), loss, trace=roundel_trace(layers))
+    with pytest.raises(ValueError, match="no loss") as caught, trainer:
+        trainer.step(*batch)
+    assert "in the loss of microbatch 0" in caught.value.__notes__
 
     class Broken(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             if threading.current_thread().name.startswith("roundel"):
                 raise ValueError("no step")
 
-    with pytest.raises(ValueError, match="no step") as caught:
-        with Trainer(
-            toy.blocks(),
-            mse,
-            policy=roundel.RoundRobin(**toy.CUTS),
-            optimizer=lambda parameters: Broken(parameters, 0.1),
-            **options,
-        ) as trainer:
-            trainer.step(x, y)
+    policy = roundel.RoundRobin(**toy.CUTS)
+    trainer = make(toy.blocks(), policy, optimizer=lambda each: Broken(each, 0.1))
+    with pytest.raises(ValueError, match="no step") as caught, trainer:
+        trainer.step(*batch)
     assert "in the optimizer's update of layer 7" in caught.value.__notes__
 
 
@@ -501,17 +472,9 @@ def test_a_layer_that_changes_its_input_is_refused(frozen: bool) -> None:
     layers = toy.blocks()
     layers[0].requires_grad_(not frozen)
     layers[1] = nn.ReLU(inplace=True)
-    x, y = toy.vectors(1)[0]
-    with Trainer(
-        layers,
-        mse,
-        policy=roundel.GPipe(recompute="late"),
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=4,
-    ) as trainer:
+    with make(layers, roundel.GPipe(recompute="late")) as trainer:
         with pytest.raises(roundel.InputError, match=r"1\.ReLU changes its input in place"):
-            trainer.step(x, y)
+            trainer.step(*toy.vectors(1)[0])
 
 
 class Fickle:
@@ -542,15 +505,7 @@ class Fickle:
 def test_a_users_policy_that_errs_is_told_as_the_simulator_tells_it(
     kind: str, message: str
 ) -> None:
-    x, y = toy.vectors(1)[0]
-    with Trainer(
-        toy.blocks(),
-        mse,
-        policy=Fickle(kind),
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=4,
-    ) as trainer:
+    with make(toy.blocks(), Fickle(kind)) as trainer:
         with pytest.raises(roundel.InputError, match=message):
             for _ in range(2):
-                trainer.step(x, y)
+                trainer.step(*toy.vectors(1)[0])

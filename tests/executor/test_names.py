@@ -1,28 +1,18 @@
 """Parameters have the model's own names, and modules may be in a layer twice."""
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import roundel
-from roundel.executor.trainer import Trainer
 
 from . import toy
 
 mse = nn.functional.mse_loss
-
-
-def make(layers: nn.Sequential) -> Trainer:
-    return Trainer(
-        layers,
-        mse,
-        policy=roundel.RoundRobin((1,), (2, 1)),
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=2,
-    )
+make = partial(toy.make, policy=roundel.RoundRobin((1,), (2, 1)), microbatches=2)
 
 
 def named() -> nn.Sequential:
@@ -79,14 +69,7 @@ def test_a_submodule_with_two_names_trains_as_one() -> None:
 
 def test_a_tied_weight_has_each_of_its_names() -> None:
     layers = nn.Sequential(*toy.tied_model())
-    with Trainer(
-        layers,
-        toy.token_loss,
-        policy=roundel.GPipe(),
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=2,
-    ) as trainer:
+    with toy.make(layers, roundel.GPipe(), toy.token_loss, microbatches=2) as trainer:
         trainer.step(*toy.tokens(1)[0])
         state = trainer.state_dict()
     again = nn.Sequential(*toy.tied_model())

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import roundel
 from roundel.executor import engine
 from roundel.executor.program_tables import ProgramTables
-from roundel.executor.trainer import Trainer
 from roundel.executor.transit import Transit
 from roundel.policies import chunks
 from roundel.policies.lowering import lower
@@ -33,17 +32,6 @@ POLICIES = [
 ]
 
 
-def make(layers: list[nn.Module], policy: roundel.Policy) -> Trainer:
-    return Trainer(
-        layers,
-        mse,
-        policy=policy,
-        optimizer=toy.ADAMW,
-        devices=toy.devices(2),
-        microbatches=4,
-    )
-
-
 def watched(
     policy: roundel.Policy,
     layers: list[nn.Module],
@@ -51,7 +39,7 @@ def watched(
 ) -> Spans:
     """(step, kind, start, end) of the compute tasks of four steps."""
     spans: Spans = []
-    with make(layers, policy) as trainer:
+    with toy.make(layers, policy) as trainer:
 
         def around(run: Any) -> Callable[[int], None]:
             engine = run.__self__
@@ -173,7 +161,7 @@ def test_states_go_down_beside_the_next_step(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Transit, "states_down", slow)
     policy = roundel.RoundRobin(**toy.CUTS, optimizer_on="device")
     layers, batches = toy.blocks(), toy.vectors(3)
-    with make(layers, policy) as trainer:
+    with toy.make(layers, policy) as trainer:
         for batch in batches:
             trainer.step(*batch)
             spans.append(("step", -1, time.perf_counter()))
@@ -213,7 +201,7 @@ def test_last_weights_go_up_again_part_by_part_while_they_come_down(
     layers[0] = nn.Sequential(layers[0])  # Its parameters have names of their own.
     first = dict(layers[0].named_parameters())
     _, expected = toy.plain(toy.blocks(), mse, batches)
-    with make(layers, policy) as trainer:
+    with toy.make(layers, policy) as trainer:
         toy.make_races_likely(trainer, seed=5)
         for batch in batches:
             trainer.step(*batch)
@@ -264,7 +252,7 @@ def test_what_fails_behind_the_loss_is_raised_with_the_next_step() -> None:
 def test_a_batch_may_be_changed_as_soon_as_its_step_has_returned() -> None:
     expected = toy.one_step_stale(toy.blocks(), mse, toy.vectors(4))
     layers, losses = toy.blocks(), []
-    with make(layers, POLICIES[0]) as trainer:
+    with toy.make(layers, POLICIES[0]) as trainer:
         toy.make_races_likely(trainer, seed=5)
         for inputs, targets in toy.vectors(4):
             losses.append(trainer.step(inputs, targets).loss)
@@ -277,7 +265,7 @@ def test_a_batch_may_be_changed_as_soon_as_its_step_has_returned() -> None:
 def test_the_timeline_of_a_step_that_overlaps_begins_with_its_first_task(
     policy: roundel.Policy,
 ) -> None:
-    with make(toy.blocks(), policy) as trainer:
+    with toy.make(toy.blocks(), policy) as trainer:
         toy.make_races_likely(trainer, seed=1, most_s=0.005)
         results = [trainer.step(*batch) for batch in toy.vectors(3)]
         assert [int(each.timeline.start_ns.min()) for each in results] == [0, 0, 0]

@@ -140,6 +140,27 @@ def one_step_stale(
     return losses, [each.detach().clone() for each in model.parameters()]
 
 
+def make(
+    layers: list[nn.Module],
+    policy: roundel.Policy,
+    loss_fn: Callable[[Any, Any], Tensor] = nn.functional.mse_loss,
+    *,
+    count: int = 2,
+    microbatches: int = 4,
+    **options: Any,
+) -> Trainer:
+    """A trainer on `count` devices."""
+    options.setdefault("optimizer", ADAMW)
+    return Trainer(
+        layers,
+        loss_fn,
+        policy=policy,
+        devices=devices(count),
+        microbatches=microbatches,
+        **options,
+    )
+
+
 def train(
     layers: list[nn.Module],
     loss_fn: Callable[[Any, Any], Tensor],
@@ -152,16 +173,10 @@ def train(
     **options: Any,
 ) -> tuple[list[float], list[Tensor]]:
     """Losses and final weights of training by a policy; `race` is a seed of random delays."""
-    options.setdefault("optimizer", ADAMW)
     # Measuring a GPU's links takes longer than the few small steps.
     options.setdefault("machine", ideal_machine(devices))
-    with Trainer(
-        layers,
-        loss_fn,
-        policy=policy,
-        devices=(DEVICES * devices)[:devices],
-        microbatches=microbatches,
-        **options,
+    with make(
+        layers, policy, loss_fn, count=devices, microbatches=microbatches, **options
     ) as trainer:
         if race is not None:
             make_races_likely(trainer, race)

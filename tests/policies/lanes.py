@@ -24,6 +24,12 @@ def task_name(program: Program, task: int) -> str:
     return name
 
 
+def tasks_on(program: Program, name: str) -> list[int]:
+    """The tasks of the lane of this name, in order."""
+    (number,) = (number for number, lane in enumerate(program.lanes) if lane.name == name)
+    return program.tasks_of(number)
+
+
 def lanes(program: Program) -> dict[str, list[str]]:
     """The names of every lane's tasks, in order; empty lanes left out."""
     rows = {}

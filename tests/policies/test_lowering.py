@@ -1,6 +1,7 @@
 """Plans in, lanes out: which transfers and updates there are, on which lane, in which order."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import KIND_CODE, KINDS
 
 from ..costs import make_machine, make_trace, make_work
-from .lanes import dependencies, lanes
+from .lanes import dependencies, lanes, tasks_on
 from .test_plan import plan_of
 
 BYTES = {
@@ -29,6 +30,10 @@ BYTES = {
     "saved_bytes": 16,
 }
 TWO_DEVICES = ("0:1F0 0:1F1 0:1B0 0:1B1", "1:2F0 1:2B0 1:2F1 1:2B1")
+TWO_ROUNDS = "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0 0:1F1 1:2F1 1:2B1 0:1R1 0:1B1"
+
+through_device = partial(plan_of, weights="streamed", optimizer_on="device", activations="host")
+"""A plan whose states pass through the device."""
 RECOMPUTED = (
     "0:1F0 0:1F1 0:1R0 0:1B0 0:1R1 0:1B1",
     "1:2F0 1:2B0 1:2F1 1:2B1",
@@ -284,7 +289,7 @@ def test_room_for_a_layer_is_taken_whole_with_its_first_chunk() -> None:
 
 
 def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
-    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    plan = through_device("0:3F0 0:3B0")
     program = lower([plan], make_work(3, 1, 1, **BYTES))
     rows = lanes(program)
     assert rows["gpu0 compute"] == ["0:3F0", "0:3B0"]
@@ -304,7 +309,7 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
 
 
 def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_down() -> None:
-    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    plan = through_device("0:3F0 0:3B0")
     program = lower([plan, plan], make_work(3, 1, 1, **BYTES))
     down, up = (np.flatnonzero(program.kind == KIND_CODE[kind]) for kind in ("download", "upload"))
     weights, states = (
@@ -329,12 +334,12 @@ def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_dow
 
 
 def test_last_weights_come_down_in_parts_that_go_up_again_each_when_it_is_down() -> None:
-    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    plan = through_device("0:3F0 0:3B0")
     work = make_work(3, 1, 1, **{**BYTES, "param_bytes": 2 * CHUNK_BYTES + 1})
     program = lower([plan, plan], work)
     down, up = (np.flatnonzero(program.kind == KIND_CODE[kind]) for kind in ("download", "upload"))
-    (d2h,) = (number for number, lane in enumerate(program.lanes) if lane.name == "gpu0 d2h")
-    mine = [task for task in program.tasks_of(d2h) if program.step[task] == 0 and task in down]
+    d2h = tasks_on(program, "gpu0 d2h")
+    mine = [task for task in d2h if program.step[task] == 0 and task in down]
     assert [
         (int(program.first[task]), int(program.part[task]), int(program.nbytes[task]))
         for task in mine
@@ -373,13 +378,7 @@ def test_last_weights_come_down_in_parts_that_go_up_again_each_when_it_is_down()
 
 def test_beside_a_stale_step_states_come_down_in_turn() -> None:
     """There is no end of a step where nothing else goes on."""
-    plan = plan_of(
-        "0:3F0 0:3B0",
-        weights="streamed",
-        optimizer="stale",
-        optimizer_on="device",
-        activations="host",
-    )
+    plan = through_device("0:3F0 0:3B0", optimizer="stale")
     rows = lanes(lower([plan], make_work(3, 1, 1, **BYTES)))
     assert rows["gpu0 d2h"] == [
         row
@@ -394,11 +393,10 @@ def test_each_device_has_an_end_of_each_step(steps: int) -> None:
     work = make_work(4, 2, 4, **BYTES)
     program = lower([policy.plan(work, step) for step in range(steps)], work)
     for lane in ("gpu0 d2h", "gpu1 d2h"):
-        (number,) = (n for n, each in enumerate(program.lanes) if each.name == lane)
         for step in range(steps):
             tasks = [
                 task
-                for task in program.tasks_of(number)
+                for task in tasks_on(program, lane)
                 if program.step[task] == step
                 and KINDS[program.kind[task]] in ("update", "download")
             ]
@@ -409,12 +407,7 @@ def test_each_device_has_an_end_of_each_step(steps: int) -> None:
 
 
 def test_a_state_is_on_the_device_until_it_is_down_with_what_waited_for_it() -> None:
-    plan = plan_of(
-        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0 0:1F1 1:2F1 1:2B1 0:1R1 0:1B1",
-        weights="streamed",
-        optimizer_on="device",
-        activations="host",
-    )
+    plan = through_device(TWO_ROUNDS)
     program = lower([plan], make_work(2, 1, 2, **BYTES))
     buffers = program.buffers
     mine = np.flatnonzero((buffers.label == LABEL_CODE["optimizer state"]) & (buffers.pool == 0))
@@ -429,7 +422,7 @@ def test_a_state_is_on_the_device_until_it_is_down_with_what_waited_for_it() -> 
 
 @pytest.mark.parametrize(("room", "lane"), [(24, "gpu0 d2h"), (25, "gpu0 compute")])
 def test_an_update_that_needs_much_room_takes_its_turn_among_the_ops(room: int, lane: str) -> None:
-    plan = plan_of("0:3F0 0:3B0", weights="streamed", optimizer_on="device", activations="host")
+    plan = through_device("0:3F0 0:3B0")
     program = lower([plan], make_work(3, 1, 1, **BYTES, update_workspace_bytes=room))
     rows = lanes(program)
     updates = [f"update {layer}" for layer in (2, 1, 0)]
@@ -498,12 +491,7 @@ def test_updates_of_a_layer_come_in_the_order_of_the_steps(place: Place) -> None
 
 
 def test_gradients_of_earlier_rounds_wait_on_the_host_for_the_update_on_the_device() -> None:
-    plan = plan_of(
-        "0:1F0 1:2F0 1:2B0 0:1R0 0:1B0 0:1F1 1:2F1 1:2B1 0:1R1 0:1B1",
-        weights="streamed",
-        optimizer_on="device",
-        activations="host",
-    )
+    plan = through_device(TWO_ROUNDS)
     program = lower([plan], make_work(2, 1, 2, **BYTES))
     assert lanes(program)["gpu0 compute"][5:] == ["0:1F1", "1:2F1", "1:2B1", "0:1R1", "0:1B1"]
     d2h = program.tasks_of(2)
