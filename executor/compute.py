@@ -2,9 +2,10 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..policies.op import Op
-from .deferred import Job, collecting
+from .deferred import collecting
+from .left_out import Names, leaving_out, linears_of
+from .linears import Job
 from .pace import BACKWARD, Pace
 from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
 
@@ -106,12 +109,15 @@ class Computer:
         randomness: Randomness,
         autocast: torch.dtype | None,
         needs_gradient: list[bool],
+        left_out: Mapping[int, Names] = MappingProxyType({}),
     ) -> None:
         self.device = device
         self._loss_fn = loss_fn
         self._randomness = randomness
         self._autocast = autocast
         self._needs_gradient = needs_gradient
+        self._left_out = left_out
+        self._linears: dict[int, list[nn.Linear]] = {}  # Of the one module of a layer here.
         self._pace = Pace(device)
         self._backwards_noted = 0
 
@@ -140,16 +146,18 @@ class Computer:
         finish: Callable[[Value], Value],
         defer: bool,
         is_loss: bool,
+        is_read: bool = True,
     ) -> tuple[Graph, Value]:
         """Run and keep the graph; `finish` makes the last output, such as the loss of it.
 
         `is_loss`: backward starts from that output, without a gradient given.
+        `is_read`: somebody reads that output; else what only makes it is left out.
         """
         needs = op.first > 0 and self._needs_gradient[op.first - 1]
         leaves = as_leaves(value, needs)
         jobs: list[Job] = []
         with torch.enable_grad(), collecting(jobs) if defer else nullcontext():
-            for layer, output in self._run(op, step, modules, leaves):
+            for layer, output in self._run(op, step, modules, leaves, is_read):
                 if layer < op.stop - 1:
                     self._note_when_behind_is_launched(output)
             output = finish(output)
@@ -199,19 +207,28 @@ class Computer:
             through.register_hook(launched)  # type: ignore[no-untyped-call]
 
     def _run(
-        self, op: Op, step: int, modules: list[nn.Module], value: Value
+        self, op: Op, step: int, modules: list[nn.Module], value: Value, is_read: bool = True
     ) -> Iterator[tuple[int, Value]]:
         for layer, module in zip(range(op.first, op.stop), modules, strict=True):
             try:
                 self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
-                with numbers, self._casting():
+                needed = is_read or layer < op.stop - 1
+                with numbers, self._casting(), leaving_out(self._spared(layer, module, needed)):
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
                 _tell_where(error, op, layer, module)
                 raise
             yield layer, value
+
+    def _spared(self, layer: int, module: nn.Module, is_read: bool) -> list[nn.Linear]:
+        """The products in a layer that need not be made."""
+        if is_read:
+            return []
+        if layer not in self._linears:
+            self._linears[layer] = linears_of(module, self._left_out.get(layer, ()))
+        return self._linears[layer]
 
     def _casting(self) -> Any:
         if self._autocast is None:

@@ -131,6 +131,7 @@ class StepEngine:
                 self._finish(op, device),
                 self.tables.splits,
                 self._is_last(op),
+                is_read=op.kind != "R" or self._is_last(op),
             )
             self._store.put(Key(SAVED, device, op.first, op.microbatch), graph)
             kept = {op.stop - 1: detached(output)}

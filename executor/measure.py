@@ -1,6 +1,7 @@
 """A trace of the user's own layers, measured briefly, so that a policy can cut."""
 
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import torch
 
@@ -8,6 +9,7 @@ from ..traces.trace import LayerCost, Trace
 from .compute import LossFunction
 from .kinds import kind_of
 from .layers import Layers, Layout
+from .left_out import Names
 from .measure_layer import LayerRun, bytes_of_weights
 from .optimizer_bytes import OptimizerBytes
 from .places import device_name
@@ -15,6 +17,15 @@ from .values import Value, count_tokens, map_tensors
 
 ADAM = OptimizerBytes(8)
 """Two moments in float32."""
+
+
+class Measured(NamedTuple):
+    """What layers cost, which of them draw random numbers, and what a recompute leaves out."""
+
+    trace: Trace
+    draws: set[int]
+    left_out: dict[int, Names]
+
 
 Told = Callable[[int, int, str], None]
 """Told of each layer that is run: its number, how many there are, and its name."""
@@ -34,8 +45,8 @@ def measure_layers(
     split: bool = False,
     warm_s: float = 0.0,
     told: Told = lambda layer, count, name: None,
-) -> tuple[Trace, set[int]]:
-    """Run a layer of each kind on one microbatch; returns trace and layers that draw numbers.
+) -> Measured:
+    """Run a layer of each kind on one microbatch.
 
     Layers of one kind, alike in all but their weights' values, cost the same, and the first of them
     is run: so may a model be measured that is larger than the device, or that has no memory at all
@@ -49,8 +60,9 @@ def measure_layers(
     needs = [False, *layers.needs_gradient()]
     costs: list[LayerCost] = []
     draws: set[int] = set()
+    left_out: dict[int, Names] = {}
     spread = 0.0
-    known: dict[Hashable, tuple[LayerCost, Value, bool]] = {}
+    known: dict[Hashable, tuple[LayerCost, Value, bool, Names]] = {}
     for layer, module in enumerate(layers.modules):
         name = f"{layer}.{type(module).__name__}"
         kind = kind_of(layers, layer, needs[layer], value)
@@ -58,17 +70,18 @@ def measure_layers(
             told(layer, len(layers), name)
             run = LayerRun(module, layers, layer, device, compute, autocast)
             if layer == len(layers) - 1:
-                run.finish = lambda output: loss_fn(output, goal)
+                run.loss = lambda output: loss_fn(output, goal)
             try:
                 run.warm_up(value, needs[layer], warm_s)
-                known[kind] = run.measure(value, needs[layer], optimizer, repeats, split)
+                measured = run.measure(value, needs[layer], optimizer, repeats, split)
+                known[kind] = (*measured, run.left_out)
             except Exception as error:
                 error.add_note(f"in layer {layer} ({type(module).__name__}), while it was measured")
                 raise
             finally:
                 run.close()
             spread = max(spread, run.spread)
-        cost, value, drew = known[kind]
+        cost, value, drew, left_out[layer] = known[kind]
         costs.append(cost.model_copy(update={"name": name}))
         if drew:
             draws.add(layer)
@@ -80,7 +93,7 @@ def measure_layers(
         microbatch_tokens=count_tokens(inputs),
         layers=tuple(costs),
     )
-    return trace, draws
+    return Measured(trace, draws, left_out)
 
 
 def with_real_bytes(

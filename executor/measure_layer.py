@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..traces.errors import InputError
 from ..traces.trace import LEAST_OF_BACKWARD, LayerCost
-from .deferred import Job, collecting, defer_linears
+from .deferred import collecting, defer_linears
 from .layers import Layers, Layout, Replica, WeightCopy
+from .left_out import Names, leaving_out, linears_of, unneeded_products
+from .linears import Job
 from .optimizer_bytes import OptimizerBytes
 from .streams import Clock, Mark, idle_streams, mark_now
 from .values import (
@@ -83,7 +85,8 @@ class LayerRun:
         self.tied_to = min(tied) if tied else None
         self.device, self.autocast = device, autocast
         self.spread = 0.0
-        self.finish: Callable[[Value], Any] = lambda output: output
+        self.loss: Callable[[Value], Tensor] | None = None
+        self.left_out: Names = ()
         self._given: list[Tensor] = []
 
     def close(self) -> None:
@@ -133,6 +136,8 @@ class LayerRun:
             del leaves, output
         marks[-1][-1].block()
         self._drop_gradients()
+        if self.loss is None:
+            self.left_out = self._unneeded_products(value, needs)
         # Work is not waited for between runs, as it is not in a step: launching costs no time then.
         times = [[mark.time_ns(clock) for mark in each] for each in marks[-repeats:]]
         self.spread = _spread([end - start for start, _, end in times])
@@ -146,6 +151,7 @@ class LayerRun:
             forward_ns=forward_ns,
             backward_ns=backward_ns,
             forward_only_ns=self._forward_only_ns(value, repeats),
+            recompute_last_ns=self._recompute_last_ns(value, needs, repeats),
             **bytes_of_weights(self.layout, self.own, optimizer),
             output_bytes=max(1, nbytes_of(boundary)),
             saved_bytes=saved_bytes,
@@ -162,7 +168,47 @@ class LayerRun:
         for _ in range(repeats + 1):
             start = mark_now(self.device)
             with torch.no_grad(), self._casting():
-                self.finish(detached(self.module(value)))  # As a step does: weights in it, too.
+                output = detached(self.module(value))  # As a step does: weights in it, too.
+                if self.loss is not None:
+                    self.loss(output)
+            marks.append((start, mark_now(self.device)))
+        marks[-1][-1].block()
+        return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])
+
+    def _unneeded_products(self, value: Value, needs: bool) -> Names:
+        """What a recompute need not do where nothing behind it reads the output."""
+        leaves: Value = None
+
+        def forward() -> Value:
+            nonlocal leaves
+            leaves = as_leaves(value, needs)
+            with self._same_numbers():
+                return self._forward(leaves, None)
+
+        def backward(output: Value) -> list[Tensor]:
+            self._backward(output)
+            grads = [*gradients_of(leaves), *(each.grad for each in self.parameters.values())]
+            self._drop_gradients()
+            return [each for each in grads if each is not None]
+
+        return unneeded_products(self.module, forward, backward)
+
+    @contextmanager
+    def _same_numbers(self) -> Iterator[None]:
+        gpus = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus):
+            yield
+
+    def _recompute_last_ns(self, value: Value, needs: bool, repeats: int) -> int | None:
+        """A forward for backward alone, without what is left out of it; None: that is nothing."""
+        if not self.left_out:
+            return None
+        linears = linears_of(self.module, self.left_out)
+        clock, marks = Clock(idle_streams([self.device])), []
+        for _ in range(repeats + 1):
+            start = mark_now(self.device)
+            with leaving_out(linears):
+                self._forward(as_leaves(value, needs), None)
             marks.append((start, mark_now(self.device)))
         marks[-1][-1].block()
         return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])
@@ -204,7 +250,8 @@ class LayerRun:
         """The output; where `saved` is given, the bytes of what is saved go there by address."""
         noting = nullcontext() if saved is None else _noting(saved)
         with torch.enable_grad(), noting, self._casting():
-            return self.finish(self.module(leaves))
+            output = self.module(leaves)
+            return output if self.loss is None else self.loss(output)
 
     def _casting(self) -> torch.autocast:
         return torch.autocast(

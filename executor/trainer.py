@@ -28,9 +28,10 @@ from .compute import Computer, LossFunction, Randomness
 from .engine import StepEngine
 from .lanes import LaneThread
 from .layers import Layers, Replica
+from .left_out import Names
 from .machinery import Machinery, lane_threads
 from .masters import Masters, OptimizerFactory
-from .measure import measure_layers, with_real_bytes
+from .measure import Measured, measure_layers, with_real_bytes
 from .measure_machine import measure_machine
 from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
@@ -130,6 +131,7 @@ class Trainer:
         self.masters = Masters(self.layers, optimizer, parameter_groups)
         self._loss_fn, self._optimizer_factory = loss_fn, optimizer
         self._compute_dtype, self._autocast = compute_dtype, autocast
+        self._left_out: dict[int, Names] = {}
         self._clip_norm, self._on_nan = clip_norm, on_nan
         # torch's own optimizers draw no random numbers; others may, as to round by chance.
         draws = not type(self.optimizer).__module__.startswith("torch.optim.")
@@ -284,9 +286,10 @@ class Trainer:
             if self.trace is None and measured_for == self._microbatch:
                 self.trace = earlier
             if self.trace is None or self._training:
-                measured, draws = self._measure(inputs, targets, kept)
-                self._randomness.draws = draws
-                self.trace = self.trace or measured
+                measured = self._measure(inputs, targets, kept)
+                self._randomness.draws = measured.draws
+                self._left_out = measured.left_out
+                self.trace = self.trace or measured.trace
             if len(self.trace.layers) != len(self.layers):
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
@@ -316,10 +319,8 @@ class Trainer:
             self._ready = _Ready(work, machinery, threads, idle_streams(self.devices))
         return self._ready
 
-    def _measure(
-        self, inputs: Value, targets: Value, optimizer: OptimizerBytes
-    ) -> tuple[Trace, set[int]]:
-        """What the layers cost, and which draw; where a trace is given only that is asked for."""
+    def _measure(self, inputs: Value, targets: Value, optimizer: OptimizerBytes) -> Measured:
+        """Of the layers; where a trace is given, its costs are those that count."""
         return measure_layers(
             self.layers,
             self._loss_fn,
@@ -374,7 +375,7 @@ class Trainer:
     def _machinery(self, plan: Plan, lanes: Mapping[Lane, LaneThread]) -> Machinery:
         needs = self.layers.needs_gradient()
         computers = [
-            Computer(device, self._loss_fn, self._randomness, self._autocast, needs)
+            Computer(device, self._loss_fn, self._randomness, self._autocast, needs, self._left_out)
             for device in self.devices
         ]
         placed = place_weights(plan, self.layers, self.devices, self._compute_dtype)

@@ -104,7 +104,7 @@ def measured_work(
     inputs, targets = batches.batch(0)
     rows = -(-batch_size(inputs) // microbatches)  # Those of the largest microbatch.
     part, goal = (split_batch(value, [0, rows])[0] for value in (inputs, targets))
-    trace, _ = measure_layers(
+    trace, *_ = measure_layers(
         model.layers,
         model.loss_fn,
         part,

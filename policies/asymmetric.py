@@ -42,7 +42,7 @@ class AsymmetricCut:
 
 def visit_ns(work: Work, kinds: str, first: int, stop: int) -> int:
     """Time of the ops of `kinds` on a range of layers, for one microbatch."""
-    return sum(work.together_ns(kinds)[first:stop])
+    return _Times.of_work(work, kinds).of(first, stop)
 
 
 def upload_ns(work: Work, first: int, stop: int) -> int:
@@ -74,7 +74,7 @@ def good_cuts(work: Work, count: int, limit: int = 0) -> list[AsymmetricCut]:
 
 
 def _search(work: Work, limit: int, count: int) -> list[AsymmetricCut]:
-    times = {kinds: _prefix(work, kinds) for kinds in ("F", "FB", "RB")}
+    times = {kinds: _Times.of_work(work, kinds) for kinds in ("F", "FB", "RB")}
     fits = _Fits(work, limit)
     packed = (_pack(work.layers, times, fits, bound) for bound in _bounds(times))
     shapes = {(len(cut.forward), len(cut.backward), cut.backward[0]): cut for cut in packed if cut}
@@ -88,7 +88,7 @@ def _search(work: Work, limit: int, count: int) -> list[AsymmetricCut]:
     return [_even(cut, times, fits) for cut in best]
 
 
-def _even(cut: AsymmetricCut, times: dict[str, list[int]], fits: "_Fits") -> AsymmetricCut:
+def _even(cut: AsymmetricCut, times: dict[str, "_Times"], fits: "_Fits") -> AsymmetricCut:
     """A cut of as many stages, each as even as it gets, small stages first and last visited."""
     layers, bound = sum(cut.forward), max(_visit_times(cut, times))
     forward = _evenest(layers, len(cut.forward), times["F"], fits.forward, bound)
@@ -96,16 +96,14 @@ def _even(cut: AsymmetricCut, times: dict[str, list[int]], fits: "_Fits") -> Asy
     return AsymmetricCut(forward, (cut.backward[0], *reversed(backward)))
 
 
-def _evenest(
-    layers: int, stages: int, prefix: list[int], fits: Fits, bound: int
-) -> tuple[int, ...]:
+def _evenest(layers: int, stages: int, times: "_Times", fits: Fits, bound: int) -> tuple[int, ...]:
     """Sizes of `stages` stages with the least sum of squared times, none slower than `bound`."""
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     for _ in range(stages):
         longer: dict[int, tuple[int, tuple[int, ...]]] = {}
         for first, (cost, sizes) in best.items():
             for stop in range(first + 1, layers + 1):
-                time = prefix[stop] - prefix[first]
+                time = times.of(first, stop)
                 if time > bound or not fits(first, stop):
                     break
                 if stop not in longer or cost + time * time < longer[stop][0]:
@@ -114,49 +112,61 @@ def _evenest(
     return best[layers][1]
 
 
-def _prefix(work: Work, kinds: str) -> list[int]:
-    return list(accumulate(work.together_ns(kinds), initial=0))
+@dataclass(frozen=True)
+class _Times:
+    """Times of the layers before each: their sum, and what a visit is spared that ends there."""
+
+    ends: list[int]
+    spared: list[int]
+
+    @classmethod
+    def of_work(cls, work: Work, kinds: str) -> "_Times":
+        spared = work.spared_ns if "R" in kinds else [0] * work.layers
+        return cls(list(accumulate(work.together_ns(kinds), initial=0)), [0, *spared])
+
+    def of(self, first: int, stop: int) -> int:
+        """Of a visit to layers [first, stop)."""
+        return self.ends[stop] - self.ends[first] - self.spared[stop]
 
 
-def _bounds(times: dict[str, list[int]]) -> list[int]:
+def _bounds(times: dict[str, _Times]) -> list[int]:
     """Every time that a slowest visit can have."""
     return sorted(
         {
-            prefix[stop] - prefix[first]
-            for prefix in times.values()
-            for first in range(len(prefix))
-            for stop in range(first + 1, len(prefix))
+            each.of(first, stop)
+            for each in times.values()
+            for first in range(len(each.ends))
+            for stop in range(first + 1, len(each.ends))
         }
     )
 
 
-def _pack(
-    layers: int, times: dict[str, list[int]], fits: "_Fits", bound: int
-) -> AsymmetricCut | None:
+def _pack(layers: int, times: dict[str, _Times], fits: "_Fits", bound: int) -> AsymmetricCut | None:
     """The fewest stages with no visit over `bound`, or None when a layer alone is over it."""
     head = _longest(layers, times["FB"], fits.backward, bound)
     if not head:
         return None
-    forward = _pack_forward(layers - head, times["F"], fits.forward, bound)
+    forward = _pack_forward(layers - head, times["F"].ends, fits.forward, bound)
     backward = _pack_backward(layers - head, times["RB"], fits.backward, bound)
     if forward is None or backward is None:
         return None
     return AsymmetricCut(forward, (head, *backward))
 
 
-def _pack_backward(stop: int, prefix: list[int], fits: Fits, bound: int) -> tuple[int, ...] | None:
+def _pack_backward(stop: int, times: _Times, fits: Fits, bound: int) -> tuple[int, ...] | None:
     sizes = []
     while stop:
-        sizes.append(_longest(stop, prefix, fits, bound))
+        sizes.append(_longest(stop, times, fits, bound))
         if not sizes[-1]:
             return None
         stop -= sizes[-1]
     return tuple(sizes)
 
 
-def _longest(stop: int, prefix: list[int], fits: Fits, bound: int) -> int:
+def _longest(stop: int, times: _Times, fits: Fits, bound: int) -> int:
     """The most layers before `stop` that one visit can take."""
-    first = bisect_left(prefix, prefix[stop] - bound, 0, stop)
+    ends = times.ends
+    first = bisect_left(ends, ends[stop] - times.spared[stop] - bound, 0, stop)
     while first < stop and not fits(first, stop):
         first += 1
     return stop - first
@@ -175,15 +185,14 @@ def _pack_forward(layers: int, prefix: list[int], fits: Fits, bound: int) -> tup
     return tuple(sizes)
 
 
-def _visit_times(cut: AsymmetricCut, times: dict[str, list[int]]) -> Iterator[int]:
+def _visit_times(cut: AsymmetricCut, times: dict[str, _Times]) -> Iterator[int]:
     first = 0
     for size in cut.forward:
-        yield times["F"][first + size] - times["F"][first]
+        yield times["F"].of(first, first + size)
         first += size
-    stop = len(times["F"]) - 1
+    stop = len(times["F"].ends) - 1
     for number, size in enumerate(cut.backward):
-        prefix = times["RB" if number else "FB"]
-        yield prefix[stop] - prefix[stop - size]
+        yield times["RB" if number else "FB"].of(stop - size, stop)
         stop -= size
 
 

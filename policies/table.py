@@ -139,6 +139,8 @@ class OpTable:
             layer_ns = self.work.layer_ns(KINDS[code], self.rules.weight_share, bool(forgets))
             total = np.concatenate(([0], np.cumsum(np.array(layer_ns, dtype=np.int64))))
             result[rows] = total[self.stop[rows]] - total[self.first[rows]]
+            if code == R:
+                result[rows] -= np.array(self.work.spared_ns)[self.stop[rows] - 1]
         return np.maximum(result, self.work.machine.host.task_ns)
 
 

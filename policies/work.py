@@ -71,9 +71,17 @@ class Work:
         times = [self.layer_ns(kind, weight_share, forgets) for kind in kinds]
         return [sum(layer) for layer in zip(*times, strict=True)]
 
+    @cached_property
+    def spared_ns(self) -> list[int]:
+        """Nanoseconds that an `R` takes less whose last layer is this: nobody reads its output."""
+        layers = self.trace.layers[:-1]  # The loss reads the last one's.
+        times = ((each.recompute_last_ns, _layer_ns(each, "R", None)) for each in layers)
+        return [0 if last is None else max(0, whole - last) for last, whole in times] + [0]
+
     def op_ns(self, op: Op, weight_share: float | None = None) -> int:
         """Nanoseconds of `op`; of a forward, one that leaves what backward needs."""
-        return sum(self.layer_ns(op.kind, weight_share)[op.first : op.stop])
+        spared = self.spared_ns[op.stop - 1] if op.kind == "R" else 0
+        return sum(self.layer_ns(op.kind, weight_share)[op.first : op.stop]) - spared
 
     @cached_property
     def owner(self) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """A timeline turned back into a trace: what its ops really took, shared out over their layers."""
 
 from collections import defaultdict
+from itertools import count
 from statistics import median
 
 from .timeline import Timeline
@@ -32,11 +33,14 @@ def trace_of_timeline(timeline: Timeline, trace: Trace) -> Trace:
     for span in timeline.spans():
         if span.kind not in _FIELDS:
             continue
-        field = _FIELDS[span.kind]
+        fields = [_FIELDS[span.kind]] * (span.stop - span.first)
         if span.kind == "F" and (span.first, span.microbatch, span.step) in again:
-            field = "forward_only_ns"
-        before = [_time(cost, field) for cost in trace.layers[span.first : span.stop]]
-        for layer, time_ns in enumerate(before, span.first):
+            fields = ["forward_only_ns"] * len(fields)
+        if span.kind == "R" and trace.layers[span.stop - 1].recompute_last_ns is not None:
+            fields[-1] = "recompute_last_ns"
+        costs = trace.layers[span.first : span.stop]
+        before = [_time(cost, field) for cost, field in zip(costs, fields, strict=True)]
+        for field, layer, time_ns in zip(fields, count(span.first), before, strict=False):
             share = time_ns / sum(before) if sum(before) else 1 / len(before)
             found[field, layer].append((span.end_ns - span.start_ns) * share)
     layers = tuple(_updated(cost, number, found) for number, cost in enumerate(trace.layers))
@@ -54,7 +58,7 @@ def _time(cost: LayerCost, field: str) -> int:
 def _updated(cost: LayerCost, number: int, found: dict[tuple[str, int], list[float]]) -> LayerCost:
     times = {
         field: round(median(found[field, number]))
-        for field in (*_FIELDS.values(), "forward_only_ns")
+        for field in (*_FIELDS.values(), "forward_only_ns", "recompute_last_ns")
         if (field, number) in found
     }
     if "backward_input_ns" in times:

@@ -24,6 +24,8 @@ class LayerCost(BaseModel):
     `backward_ns` is the whole backward; `backward_input_ns` and `backward_weight_ns` are its
     parts where they are known (both or neither). `forward_only_ns` is a forward that leaves nothing
     for backward, because a recompute will; None for it or `recompute_ns` means: as long as forward.
+    `recompute_last_ns` is a recompute behind which nothing reads the layer's output, for its
+    backward comes next: what only makes that may be left out. None: as long as another.
     `output_bytes` is the boundary tensor that the layer hands on; the gradient that comes back
     has the same size. `saved_bytes` is what forward leaves allocated for backward beyond the
     layer's own input and output. `workspace_bytes` is needed only while the layer runs,
@@ -39,6 +41,7 @@ class LayerCost(BaseModel):
     forward_ns: Count
     backward_ns: Count
     recompute_ns: Count | None = None
+    recompute_last_ns: Count | None = None
     forward_only_ns: Count | None = None
     backward_input_ns: Count | None = None
     backward_weight_ns: Count | None = None

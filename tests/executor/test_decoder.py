@@ -225,7 +225,7 @@ def test_a_feed_forward_part_in_chunks_saves_less() -> None:
     def saved(ffn_chunk: int | None) -> int:
         layers = decoder_layers(shape, ffn_chunk=ffn_chunk)
         tokens = torch.zeros(1, 64, dtype=torch.long)
-        trace, _ = measure_layers(Layers(layers), token_loss, tokens, tokens, torch.device("cpu"))
+        trace, *_ = measure_layers(Layers(layers), token_loss, tokens, tokens, torch.device("cpu"))
         return trace.layers[1].saved_bytes
 
     whole = saved(None)

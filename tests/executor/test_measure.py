@@ -30,7 +30,7 @@ SHAPE = PRESETS["decoder-tiny"].shape
 def measured(layers: list[nn.Module], loss: Any = token_loss, **options: Any) -> Any:
     tokens = torch.randint(200, (2, 16))
     told: list[int] = []
-    trace, draws = measure_layers(
+    trace, draws, _ = measure_layers(
         Layers(layers),
         loss,
         tokens,
@@ -84,7 +84,8 @@ def test_layers_that_differ_are_each_run(change: Any, ran: list[int]) -> None:
 def test_layers_without_memory_cost_the_same_bytes() -> None:
     real, _, _ = measured(decoder_layers(SHAPE))
     empty, _, _ = measured(decoder_layers(SHAPE, device="meta"))
-    times = dict.fromkeys(("forward_ns", "backward_ns", "forward_only_ns"), 0)
+    names = ("forward_ns", "backward_ns", "forward_only_ns", "recompute_last_ns")
+    times = dict.fromkeys(names, 0)
     pairs = zip(real.layers, empty.layers, strict=True)
     assert all(a.model_copy(update=times) == b.model_copy(update=times) for a, b in pairs)
 
@@ -219,7 +220,7 @@ def test_gradients_are_numbers_that_differ_and_a_loss_has_its_own() -> None:
     embedding, *_, head = decoder_layers(SHAPE)
     measured([embedding, Seeing(), head], loss, repeats=2)
     of_layer = [each for each in seen if each.ndim]
-    assert len(of_layer) == 3
+    assert len(of_layer) == 3 + 4  # And for what a recompute leaves out.
     assert all(len(each.unique()) > each.numel() // 2 for each in of_layer)
     assert all(torch.equal(each, of_layer[0]) for each in of_layer)
     assert [each.item() for each in seen if not each.ndim] == [1.0] * 3

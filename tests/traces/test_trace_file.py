@@ -83,14 +83,14 @@ def test_round_trip(
 def test_absent_and_null_fields(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     nulls = (
-        *("recompute_ns", "forward_only_ns", "backward_input_ns", "backward_weight_ns"),
-        "trainable_params",
+        *("recompute_ns", "recompute_last_ns", "forward_only_ns"),
+        *("backward_input_ns", "backward_weight_ns", "trainable_params"),
     )
     data = trace(layer(), layer(**dict.fromkeys(nulls), grad_bytes=10))
     path.write_text(json.dumps(data), encoding="utf-8-sig")
     absent, null = Trace.load(path).layers
     assert absent == LayerCost(name="block", forward_ns=3, backward_ns=7)
-    assert [getattr(null, field) for field in nulls] == [None] * 5
+    assert [getattr(null, field) for field in nulls] == [None] * 6
     assert (absent.params_to_update, null.params_to_update) == (0, 5)
 
 

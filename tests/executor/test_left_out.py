@@ -1,0 +1,207 @@
+"""What a recompute leaves out: found by trial, and no gradient the other for it."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import roundel
+from roundel.executor.decoder import decoder_layers
+from roundel.executor.layers import Layers
+from roundel.executor.left_out import leaving_out
+from roundel.executor.linears import apply_linear
+from roundel.executor.measure import measure_layers
+from roundel.executor.presets import PRESETS
+from roundel.executor.token_loss import token_loss
+from roundel.traces.machine import ideal_machine
+
+from . import toy
+
+WIDTH = 8
+
+
+class Tail(nn.Module):
+    """A linear layer, and what is done with what it makes."""
+
+    def __init__(self, then: Callable[["Tail", Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.gain = nn.Parameter(torch.ones(WIDTH))
+        self.norm, self.dropout = nn.LayerNorm(WIDTH), nn.Dropout(0.3)
+        self.then = then
+
+    def forward(self, value: Any) -> Any:
+        value = value["hidden"] if isinstance(value, dict) else value
+        return self.then(self, value, self.last(self.first(value).tanh()))
+
+
+class Keeps(torch.autograd.Function):
+    """Keeps what it gets where no hook of saved tensors sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.kept = value.clone()
+        return value * value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.kept  # type: ignore[no-any-return]
+
+
+NEEDS_IT_NOT = {
+    "added": lambda tail, value, made: value + made,
+    "handed on": lambda tail, value, made: made,
+    "dropped out": lambda tail, value, made: value + tail.dropout(made),
+    "scaled, in a dict": lambda tail, value, made: {"hidden": value - 2 * made.view(-1, WIDTH)},
+}
+NEEDS_IT = {
+    "relu": lambda tail, value, made: made.relu(),
+    "gain": lambda tail, value, made: value + tail.gain * made,
+    "norm": lambda tail, value, made: tail.norm(value + made),
+    "kept unseen": lambda tail, value, made: Keeps.apply(made),
+    "branch": lambda tail, value, made: made if made.sum() > 0 else -made,
+    "other branch": lambda tail, value, made: made if made.sum() <= 0 else -made,
+    "checkpoint": lambda tail, value, made: checkpoint(tail.norm, made, use_reentrant=False),
+}
+
+
+def left_out_of(layers: list[nn.Module], **options: Any) -> dict[int, tuple[str, ...]]:
+    value = torch.randn(4, WIDTH)
+    loss = nn.functional.mse_loss
+    device = torch.device("cpu")
+    return measure_layers(Layers(layers), loss, value, value, device, **options).left_out
+
+
+@pytest.mark.parametrize("name", NEEDS_IT_NOT)
+def test_what_only_makes_the_output_is_left_out(name: str) -> None:
+    torch.manual_seed(0)
+    layers = [Tail(NEEDS_IT_NOT[name]), Tail(lambda tail, value, made: made)]
+    assert left_out_of(layers) == {0: ("last",), 1: ()}
+
+
+@pytest.mark.parametrize("name", NEEDS_IT)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_backward_needs_is_not(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    assert left_out_of([Tail(NEEDS_IT[name]), nn.Linear(WIDTH, WIDTH)]) == {0: (), 1: ()}
+
+
+def test_only_plain_linear_layers_that_run_once() -> None:
+    class Other(nn.Linear):
+        """One of its own kind, which may do anything."""
+
+    class Twice(Tail):
+        def forward(self, value: Tensor) -> Tensor:
+            return self.last(self.first(value).tanh()) + self.last(value)
+
+    def own(tail: Tail) -> Tail:
+        tail.last = Other(WIDTH, WIDTH)
+        return tail
+
+    def hooked(tail: Tail) -> Tail:
+        tail.last.register_forward_hook(lambda module, given, made: made * made)
+        return tail
+
+    def inside(tail: Tail, value: Tensor) -> Tensor:
+        return tail.last(tail.first(value).tanh())  # type: ignore[no-any-return]
+
+    class Checkpointed(Tail):
+        def forward(self, value: Tensor) -> Tensor:
+            return checkpoint(partial(inside, self), value, use_reentrant=False)  # type: ignore[no-any-return]
+
+    added = NEEDS_IT_NOT["added"]
+    last = nn.Linear(WIDTH, WIDTH)
+    for layer in (own(Tail(added)), hooked(Tail(added)), Twice(added), Checkpointed(added)):
+        assert left_out_of([layer, last]) == {0: (), 1: ()}
+
+
+def test_a_blocks_last_product_is_left_out_and_takes_no_time() -> None:
+    shape = PRESETS["decoder-tiny"].shape
+    tokens = torch.randint(shape.vocabulary, (2, 16))
+    layers = Layers(decoder_layers(shape, dropout=0.1))
+    measured = measure_layers(layers, token_loss, tokens, tokens, torch.device("cpu"))
+    assert measured.left_out == {0: (), **dict.fromkeys(range(1, 5), ("down",)), 5: ()}
+    times = [each.recompute_last_ns for each in measured.trace.layers]
+    assert [each is None for each in times] == [True, *[False] * 4, True]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, WIDTH), (2, 3, WIDTH)])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_gradients_by_hand_are_torchs_own_to_the_bit(
+    bias: bool, shape: tuple[int, ...], autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    ours = nn.Linear(WIDTH, 5, bias=bias)
+    theirs, value, given = copy.deepcopy(ours), torch.randn(shape), torch.randn(*shape[:-1], 5)
+
+    def run(linear: nn.Linear, without: bool) -> list[Tensor]:
+        leaf = value.clone().requires_grad_()
+        with (
+            torch.autocast("cpu", torch.bfloat16, autocast),
+            leaving_out([linear] if without else []),
+        ):
+            made = linear(leaf)
+        made.backward(given.to(made.dtype))
+        grads = [leaf.grad, *(each.grad for each in linear.parameters())]
+        return [each for each in grads if each is not None]
+
+    for got, wanted in zip(run(ours, True), run(theirs, False), strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
+    assert "forward" not in vars(ours)
+
+
+def test_frozen_weights_get_no_gradient_and_no_job() -> None:
+    linear = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+    leaf = torch.randn(2, WIDTH, requires_grad=True)
+    apply_linear(linear, leaf, None, lambda like, shape: like.new_empty(shape)).sum().backward()
+    assert linear.weight.grad is None
+    torch.testing.assert_close(leaf.grad, linear.weight.sum(0).expand(2, -1))
+
+
+POLICIES = {
+    "round-robin": roundel.RoundRobin(round_size=3, **toy.CUTS),
+    "round-robin, stale": roundel.RoundRobin(optimizer="stale", **toy.CUTS),
+    "layer-to-layer": roundel.LayerToLayer(partition=(4, 4), backward_partition=(4, 3, 1)),
+    "1f1b": roundel.OneFOneB(recompute="late"),
+    "zb-h1": roundel.ZBH1(recompute="early", weight_share=0.5),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_recomputes_run_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each recompute leaves out one product, of its last layer, and none is left out elsewhere."""
+    left = []
+    torch.manual_seed(3)
+    layers = [Tail(NEEDS_IT_NOT["added"]) for _ in range(8)]
+    batches = [(torch.randn(6, WIDTH), torch.randn(6, WIDTH)) for _ in range(2)]
+    with roundel.Trainer(
+        layers,
+        nn.functional.mse_loss,
+        policy=POLICIES[name],
+        optimizer=toy.ADAMW,
+        devices=["cpu"] * 2,
+        microbatches=3,
+        machine=ideal_machine(2),
+    ) as trainer:
+        trainer.step(*batches[0])
+        trainer.flush()
+        made = Tensor.new_empty
+
+        def counted(like: Tensor, *rest: Any, **more: Any) -> Tensor:
+            left.append(like.shape)
+            return made(like, *rest, **more).fill_(float("nan"))
+
+        monkeypatch.setattr(Tensor, "new_empty", counted)
+        result = trainer.step(*batches[1])
+        trainer.flush()
+        spans = [span for span in result.timeline.spans() if span.kind == "R"]
+        wanted = sum(span.stop < len(layers) for span in spans)
+        assert len(left) == wanted > 0
+        assert all(each.isfinite().all() for each in trainer.state_dict().values())
