@@ -6,9 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 
+from roundel.policies.asymmetric import visit_ns
 from roundel.policies.chunks import CHUNK_BYTES
 from roundel.policies.layer_to_layer import LayerToLayer
 from roundel.policies.lowering import lower
+from roundel.policies.op import Op
 from roundel.policies.plan import Place, Weights
 from roundel.policies.program import LABEL_CODE, LABELS, STATES
 from roundel.policies.round_robin import RoundRobin
@@ -547,3 +549,26 @@ def test_a_forward_that_a_recompute_follows_takes_its_own_time() -> None:
     assert of_ops == [2 * 4, 10, 20, 2 * 9, 2 * 20]
     free = replace(work, trace=make_trace(3, recompute_ns=9))
     assert lower([plan], free).duration_ns[:5].tolist() == [2 * 10, 10, 20, 2 * 9, 2 * 20]
+
+
+def test_a_recompute_takes_less_of_the_layer_behind_which_its_backward_comes() -> None:
+    """Not of the model's last layer, whose output the loss reads."""
+    trace = make_trace(3, recompute_ns=9, recompute_last_ns=5)
+    work = Work(trace, make_machine(1), 1)
+    assert work.spared_ns == [4, 4, 0]
+    for plan, wanted in (
+        ("0:2F0 2:3F0 2:3R0 2:3B0 0:2R0 0:2B0", {(0, 2): 9 + 5, (2, 3): 9}),
+        ("0:3F0 0:3R0 0:3B0", {(0, 3): 27}),
+        ("0:1F0 1:3F0 1:3R0 1:3B0 0:1R0 0:1B0", {(0, 1): 5, (1, 3): 18}),
+    ):
+        program = lower([plan_of(plan)], work)
+        again = np.flatnonzero(program.kind == KIND_CODE["R"])
+        ranges = zip(program.first[again].tolist(), program.stop[again].tolist(), strict=True)
+        assert dict(zip(ranges, program.duration_ns[again].tolist(), strict=True)) == wanted
+        for (first, stop), time_ns in wanted.items():
+            assert (
+                work.op_ns(Op("R", first, stop, 0)) == visit_ns(work, "R", first, stop) == time_ns
+            )
+            assert visit_ns(work, "RB", first, stop) == time_ns + 20 * (stop - first)
+    slower = Work(make_trace(2, recompute_last_ns=12), make_machine(1), 1)
+    assert slower.spared_ns == [0, 0]  # Of noise.

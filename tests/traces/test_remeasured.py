@@ -5,9 +5,11 @@ import pytest
 
 import roundel
 from roundel.policies.lowering import lower
+from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
+from roundel.traces.machine import ideal_machine
 from roundel.traces.remeasured import trace_of_timeline
-from roundel.traces.timeline import KINDS
+from roundel.traces.timeline import KIND_CODE, KINDS
 
 from ..costs import make_trace, make_work
 from ..policies.test_plan import plan_of
@@ -76,3 +78,19 @@ def test_only_forwards_that_a_recompute_follows_left_nothing(recomputing: int) -
     timeline = simulate_program(lower(plans, work), "mixed")
     again = trace_of_timeline(timeline, work.trace).layers[0]
     assert (again.forward_only_ns, again.forward_ns, again.recompute_ns) == (4, 10, 10)
+
+
+def test_recomputes_tell_of_the_layer_behind_which_its_backward_comes() -> None:
+    trace = make_trace(3, recompute_ns=9, recompute_last_ns=6)
+    plan = plan_of("0:2F0 2:3F0 2:3B0 0:2R0 0:2B0")
+    timeline = simulate_program(lower([plan], Work(trace, ideal_machine(1), 1)), "twice")
+    again = timeline.kind == KIND_CODE["R"]
+    timeline.end_ns[again] += (timeline.end_ns - timeline.start_ns)[again]
+    found = trace_of_timeline(timeline, trace).layers
+    assert [(each.recompute_ns, each.recompute_last_ns) for each in found] == [
+        *((18, 6), (9, 12), (9, 6)),
+    ]
+    without = trace_of_timeline(timeline, make_trace(3)).layers
+    assert [(each.recompute_ns, each.recompute_last_ns) for each in without] == [
+        *((15, None), (15, None), (None, None)),
+    ]
