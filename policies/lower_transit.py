@@ -27,6 +27,12 @@ from .visits import Visits
 IN_TRANSIT = 2
 """States of so many layers are on a device at a time: one is updated while another moves."""
 
+SMALL = 32
+"""One more where the oldest of them takes no more than this part of the device's memory.
+
+A step's last update is often of an embedding, whose state takes longest to come up.
+"""
+
 
 def update_in_transit(
     builder: ProgramBuilder,
@@ -66,11 +72,11 @@ def update_in_transit(
         builder, table, visits, ends, ends_key, partial, updated
     )
     # A step's first come when their visit has let go of what it saved, all when one is down.
-    later = np.arange(IN_TRANSIT, len(chosen))
-    later = later[ends.device[later] == ends.device[later - IN_TRANSIT]]
-    builder.depend(returns[later - IN_TRANSIT], ups[later])
+    down = _down_before(table, ends)
+    later = np.flatnonzero(down >= 0)
+    builder.depend(returns[down[later]], ups[later])
     first = np.ones(len(chosen), dtype=np.bool_)
-    first[later[ends.step[later] == ends.step[later - IN_TRANSIT]]] = False
+    first[later[ends.step[later] == ends.step[down[later]]]] = False
     builder.depend(visits.last_row[ends.visit[first]], ups[first])
     by_layer = np.lexsort((ends.step, ends.layer))
     same = np.diff(ends.layer[by_layer]) == 0
@@ -82,6 +88,20 @@ def update_in_transit(
     nbytes = table.work.layer_bytes("grad_bytes")[sent.layer]
     builder.buffers("gradients", sent.layer, target.device, nbytes, sends, summed)
     _park(builder, table, order, partial, downloads, arrives)
+
+
+def _down_before(table: OpTable, ends: Made) -> Ints:
+    """The row whose state is down before a row's comes up, on the same device; or -1.
+
+    The rows are in order of devices and keys.
+    """
+    limits = np.array([each.memory_bytes for each in table.work.machine.devices])[ends.device]
+    nbytes = table.work.layer_bytes("optimizer_bytes")[ends.layer]
+    small = (limits == 0) | (SMALL * nbytes <= limits)
+    down = np.arange(len(nbytes)) - IN_TRANSIT
+    down -= small[np.maximum(down, 0)]
+    there = (down >= 0) & (ends.device[np.maximum(down, 0)] == ends.device)
+    return np.where(there, down, -1)
 
 
 def _pass_all_through(

@@ -290,9 +290,10 @@ def test_room_for_a_layer_is_taken_whole_with_its_first_chunk() -> None:
     assert np.count_nonzero(program.kind == KIND_CODE["upload"]) == 9
 
 
-def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
+def test_states_pass_through_the_device_a_few_layers_at_a_time() -> None:
     plan = through_device("0:3F0 0:3B0")
-    program = lower([plan], make_work(3, 1, 1, **BYTES))
+    machine = make_machine(1, memory_bytes=32 * BYTES["optimizer_bytes"] - 1)
+    program = lower([plan], Work(make_trace(3, **BYTES), machine, 1))
     rows = lanes(program)
     assert rows["gpu0 compute"] == ["0:3F0", "0:3B0"]
     assert rows["gpu0 h2d"] == [f"upload {layer}" for layer in (0, 1, 2)]
@@ -308,6 +309,15 @@ def test_states_pass_through_the_device_two_layers_at_a_time() -> None:
     before = dependencies(program)
     assert {("download 2 states", "upload 0"), ("0:3B0", "update 2")} <= before
     assert not {("download 1 states", "upload 0"), ("download 2", "upload 0")} & before
+
+
+@pytest.mark.parametrize("memory_bytes", [32 * BYTES["optimizer_bytes"], 0])
+def test_states_pass_through_with_one_more_where_they_are_small(memory_bytes: int) -> None:
+    plan = through_device("0:4F0 0:4B0")
+    machine = make_machine(1, memory_bytes=memory_bytes)
+    before = dependencies(lower([plan], Work(make_trace(4, **BYTES), machine, 1)))
+    assert {("download 3 states", "upload 0"), ("0:4B0", "upload 1")} <= before
+    assert not {("download 2 states", "upload 0"), ("download 3 states", "upload 1")} & before
 
 
 def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_down() -> None:
@@ -331,7 +341,7 @@ def test_the_next_step_waits_for_new_weights_but_not_for_states_on_their_way_dow
         assert not any((state, task) in waits for state in states.values())
     # The first come when their visit has let go of what it saved, in this step too.
     (backward,) = np.flatnonzero((program.kind == KIND_CODE["B"]) & (program.step == 1))
-    assert all((backward, task) in waits for task in of_states[:2])
+    assert all((backward, task) in waits for task in of_states)
     assert all((states[int(program.first[task])], task) in waits for task in of_states)
 
 
