@@ -26,6 +26,15 @@ def finer(cut: AsymmetricCut) -> Iterator[AsymmetricCut]:
         )
 
 
+def backward_in_ones(cut: AsymmetricCut) -> AsymmetricCut:
+    """The cut with one layer in each backward stage but the first.
+
+    Of a visit to one layer a recompute leaves out the most, and the last ends soonest.
+    """
+    first, *others = cut.backward
+    return AsymmetricCut(cut.forward, (first, *(1,) * sum(others)))
+
+
 def descended(
     cut: AsymmetricCut,
     step_ns: Callable[[AsymmetricCut], int],

@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import ClassVar
 
 from ..traces.errors import InputError
 from .asymmetric import AsymmetricCut, good_cuts, upload_ns
 from .estimate import estimated_memory, rough_makespan_ns
 from .lowering import lower
-from .near_cuts import descended, finer
+from .near_cuts import backward_in_ones, descended, finer
 from .op import Op
 from .order import order_of
 from .plan import Optimizer, Place, Plan, Recompute
@@ -161,21 +161,27 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
     none fits, one layer a visit: nothing needs less, and what it lacks is what is lacking.
     """
     short = replace(work, microbatches=min(work.microbatches, policy.enough(work)))
+
+    def step_ns(cut: AsymmetricCut) -> int:
+        return policy.step_ns(short, cut)
+
     limit = min(device.memory_bytes for device in work.machine.devices)
     # What the next visit brings is not known while packing: where it is too much, pack less.
     for share in (1.0, 0.8, 0.6, 0.45, 0.3):
-        cuts = good_cuts(work, CANDIDATES, int(limit * share))
+        promising = good_cuts(work, CANDIDATES, int(limit * share))
+        cuts = promising
         if policy.ends_cost(work):
-            cuts = list(
-                dict.fromkeys([*cuts, *(each for cut in cuts[:FINER] for each in finer(cut))])
-            )
-        cuts.sort(key=lambda cut: policy.step_ns(short, cut))
+            more = (each for cut in promising[:FINER] for each in finer(cut))
+            cuts = list(dict.fromkeys([*promising, *more]))
+        cuts = sorted(cuts, key=step_ns)
         fitting = (cut for cut in cuts[:FITTED] if not limit or policy.fits(work, cut))
         found = next(fitting, None)
         if found and policy.ends_cost(work):
-            return descended(
-                found, lambda cut: policy.step_ns(short, cut), _leaves_room(policy, work, found)
-            )
+            leaves_room = _leaves_room(policy, work, found)
+            # Small changes need not lead to them.
+            others = sorted(map(backward_in_ones, promising[:FINER]), key=step_ns)
+            starts = [found, *islice(filter(leaves_room, others), 1)]
+            return min((descended(each, step_ns, leaves_room) for each in starts), key=step_ns)
         if found:
             return found
     return AsymmetricCut((1,) * (work.layers - 1), (1,) * work.layers)

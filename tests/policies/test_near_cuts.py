@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roundel.policies.asymmetric import AsymmetricCut
+from roundel.policies.asymmetric import AsymmetricCut, good_cuts
 from roundel.policies.layer_to_layer import LayerToLayer
-from roundel.policies.near_cuts import TRIES, _near, descended, finer
+from roundel.policies.near_cuts import TRIES, _near, backward_in_ones, descended, finer
 from roundel.policies.round_robin import RoundRobin
 from roundel.policies.streamed import Streamed
 from roundel.policies.work import Work
@@ -21,7 +21,7 @@ def test_near_cuts_are_of_the_same_model(forward: tuple[int, ...], head: tuple[i
     backward = (head[0], *forward[::-1])
     cut = AsymmetricCut(forward, backward)
     cut.check(sum(backward))
-    for each in (*_near(cut), *finer(cut)):
+    for each in (*_near(cut), *finer(cut), backward_in_ones(cut)):
         each.check(sum(backward))
 
 
@@ -65,3 +65,19 @@ def test_one_forward_visit_is_found_where_the_head_takes_longest() -> None:
     trace = make_trace(layers, param_bytes=10, grad_bytes=10, trainable_params=10)
     work = Work(trace, make_machine(2, params_per_s=10**12), 10)
     assert len(RoundRobin(round_size=10).cut(work).forward) == 1
+
+
+def test_backward_in_ones_is_found_where_no_small_changes_lead_to_it() -> None:
+    trace = make_trace([(10, 13, 7)] * 12, param_bytes=10, grad_bytes=10, trainable_params=10)
+    work = Work(trace, make_machine(2, params_per_s=10**12), 10)
+    best = backward_in_ones(good_cuts(work, 1)[0])
+
+    class Valley(RoundRobin):
+        """The best cut lies behind slow ones: all with its forward stages or backward in ones."""
+
+        def step_ns(self, work: Work, cut: AsymmetricCut) -> int:
+            behind = cut.forward == best.forward or cut == backward_in_ones(cut)
+            return 1 if cut == best else 3 if behind else 2
+
+    found = Valley(round_size=10).cut(work)
+    assert (found, best.backward[1:]) == (best, (1,) * (12 - best.backward[0]))
