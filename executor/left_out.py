@@ -56,7 +56,8 @@ def unneeded_products(
 
     Whatever such an output is, NaN among others, all that a forward saves for backward stays the
     same to the bit, and so do gradients, but for what a GPU adds up in another order each time.
-    Only plain nn.Linear without hooks are tried that run once.
+    Only plain nn.Linear without hooks are tried that run once. What holds for these inputs is taken
+    to hold for others, so a layer must not come to need an output by its input's shape or values.
 
     forward: runs the module, with the same inputs and random numbers every time.
     backward: from what `forward` has returned, new gradients of the inputs and parameters.

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import roundel
 from roundel.executor.decoder import decoder_layers
+from roundel.executor.huggingface import split_causal_lm
 from roundel.executor.layers import Layers
 from roundel.executor.left_out import leaving_out
 from roundel.executor.linears import apply_linear
@@ -128,6 +131,31 @@ def test_a_blocks_last_product_is_left_out_and_takes_no_time() -> None:
     assert measured.left_out == {0: (), **dict.fromkeys(range(1, 5), ("down",)), 5: ()}
     times = [each.recompute_last_ns for each in measured.trace.layers]
     assert [each is None for each in times] == [True, *[False] * 4, True]
+
+
+def test_a_hugging_face_block_and_its_adapters() -> None:
+    config = transformers.Qwen3Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=50,
+    )
+    tokens = torch.randint(50, (2, 8))
+
+    def found(model: nn.Module) -> dict[int, tuple[str, ...]]:
+        layers = split_causal_lm(model)
+        device = torch.device("cpu")
+        return measure_layers(layers, token_loss, tokens, tokens, device).left_out
+
+    model = transformers.Qwen3ForCausalLM(config)
+    down = "block.mlp.down_proj"
+    assert found(model) == {0: (), 1: (down,), 2: (down,), 3: ()}
+    adapters = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1)
+    both = (f"{down}.lora_B.default", f"{down}.base_layer")
+    assert found(peft.get_peft_model(model, adapters)) == {0: (), 1: both, 2: both, 3: ()}
 
 
 @pytest.mark.parametrize("bias", [True, False])
