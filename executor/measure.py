@@ -20,11 +20,24 @@ ADAM = OptimizerBytes(8)
 
 
 class Measured(NamedTuple):
-    """What layers cost, which of them draw random numbers, and what a recompute leaves out."""
+    """What layers cost, which of them draw random numbers, and what a recompute leaves out.
+
+    `passes_gradient`: for each layer whether its output takes gradients, as it does not behind a
+    detach, for example.
+    """
 
     trace: Trace
     draws: set[int]
     left_out: dict[int, Names]
+    passes_gradient: list[bool]
+
+
+class _Kind(NamedTuple):
+    cost: LayerCost
+    output: Value
+    draws: bool
+    left_out: Names
+    passes_gradient: bool
 
 
 Told = Callable[[int, int, str], None]
@@ -57,33 +70,36 @@ def measure_layers(
     """
     value = map_tensors(lambda tensor: tensor.to(device), inputs)
     goal = map_tensors(lambda tensor: tensor.to(device), targets)
-    needs = [False, *layers.needs_gradient()]
+    passes: list[bool] = []
     costs: list[LayerCost] = []
     draws: set[int] = set()
     left_out: dict[int, Names] = {}
     spread = 0.0
-    known: dict[Hashable, tuple[LayerCost, Value, bool, Names]] = {}
+    known: dict[Hashable, _Kind] = {}
     for layer, module in enumerate(layers.modules):
         name = f"{layer}.{type(module).__name__}"
-        kind = kind_of(layers, layer, needs[layer], value)
+        needs = layer > 0 and passes[-1]
+        kind = kind_of(layers, layer, needs, value)
         if kind not in known:
             told(layer, len(layers), name)
             run = LayerRun(module, layers, layer, device, compute, autocast)
             if layer == len(layers) - 1:
                 run.loss = lambda output: loss_fn(output, goal)
             try:
-                run.warm_up(value, needs[layer], warm_s)
-                measured = run.measure(value, needs[layer], optimizer, repeats, split)
-                known[kind] = (*measured, run.left_out)
+                run.warm_up(value, needs, warm_s)
+                measured = run.measure(value, needs, optimizer, repeats, split)
+                known[kind] = _Kind(*measured, run.left_out, run.passes_gradient)
             except Exception as error:
                 error.add_note(f"in layer {layer} ({type(module).__name__}), while it was measured")
                 raise
             finally:
                 run.close()
             spread = max(spread, run.spread)
-        cost, value, drew, left_out[layer] = known[kind]
-        costs.append(cost.model_copy(update={"name": name}))
-        if drew:
+        found = known[kind]
+        value, left_out[layer] = found.output, found.left_out
+        costs.append(found.cost.model_copy(update={"name": name}))
+        passes.append(found.passes_gradient)
+        if found.draws:
             draws.add(layer)
     trace = Trace(
         name="layers",
@@ -93,7 +109,7 @@ def measure_layers(
         microbatch_tokens=count_tokens(inputs),
         layers=tuple(costs),
     )
-    return Measured(trace, draws, left_out)
+    return Measured(trace, draws, left_out, passes)
 
 
 def with_real_bytes(

@@ -87,6 +87,7 @@ class LayerRun:
         self.spread = 0.0
         self.loss: Callable[[Value], Tensor] | None = None
         self.left_out: Names = ()
+        self.passes_gradient = False
         self._given: list[Tensor] = []
 
     def close(self) -> None:
@@ -131,6 +132,7 @@ class LayerRun:
             self._backward(output)
             marks.append((start, middle, mark_now(self.device)))
             at_most = _most_allocated(self.device) - allocated
+            self.passes_gradient = any(each.requires_grad for each in tensors_of(output))
             boundary = detached(output)
             inputs_grads = sum(each.nbytes for each in gradients_of(leaves) if each is not None)
             del leaves, output

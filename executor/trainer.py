@@ -132,6 +132,7 @@ class Trainer:
         self._loss_fn, self._optimizer_factory = loss_fn, optimizer
         self._compute_dtype, self._autocast = compute_dtype, autocast
         self._left_out: dict[int, Names] = {}
+        self._passes_gradient = self.layers.needs_gradient()
         self._clip_norm, self._on_nan = clip_norm, on_nan
         # torch's own optimizers draw no random numbers; others may, as to round by chance.
         draws = not type(self.optimizer).__module__.startswith("torch.optim.")
@@ -289,6 +290,7 @@ class Trainer:
                 measured = self._measure(inputs, targets, kept)
                 self._randomness.draws = measured.draws
                 self._left_out = measured.left_out
+                self._passes_gradient = measured.passes_gradient
                 self.trace = self.trace or measured.trace
             if len(self.trace.layers) != len(self.layers):
                 raise InputError(
@@ -373,7 +375,7 @@ class Trainer:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
     def _machinery(self, plan: Plan, lanes: Mapping[Lane, LaneThread]) -> Machinery:
-        needs = self.layers.needs_gradient()
+        needs = self._passes_gradient
         computers = [
             Computer(device, self._loss_fn, self._randomness, self._autocast, needs, self._left_out)
             for device in self.devices

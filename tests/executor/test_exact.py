@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import roundel
 from roundel.executor.compute import Computer, Randomness
@@ -140,6 +141,32 @@ def test_frozen_layers_stay_and_the_others_train_exactly(policy: roundel.Policy)
     got = toy.train(model(), mse, batches, policy, race=4)
     assert_same(got, toy.plain(model(), mse, batches))
     torch.testing.assert_close(got[1][0], next(model()[0].parameters()).detach())
+
+
+class Reentrant(nn.Linear):
+    """Makes no gradients, its own neither, where its input wants none."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        run = partial(checkpoint, super().forward, use_reentrant=True)
+        return value + run(value)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("policy", [*RESIDENT[::5], *STREAMED[::4]], ids=name)
+def test_layers_behind_one_that_passes_no_gradient_get_none(policy: roundel.Policy) -> None:
+    def model() -> list[nn.Module]:
+        torch.manual_seed(5)
+        linear = [nn.Linear(toy.WIDTH, toy.WIDTH) for _ in range(4)]
+        layers = [*(Reentrant(toy.WIDTH, toy.WIDTH) for _ in range(4)), *linear]
+        return [each.double() for each in layers]
+
+    batches = toy.vectors()
+    expected = toy.plain(model(), mse, batches)
+    got = toy.train(model(), mse, batches, policy)
+    assert_same(got, expected)
+    first = [each.detach() for layer in model()[:4] for each in layer.parameters()]
+    for mine, untouched in zip(got[1], first, strict=False):
+        torch.testing.assert_close(mine, untouched.to(mine.device), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("recompute", ["early", "late", "needed"])

@@ -30,7 +30,7 @@ SHAPE = PRESETS["decoder-tiny"].shape
 def measured(layers: list[nn.Module], loss: Any = token_loss, **options: Any) -> Any:
     tokens = torch.randint(200, (2, 16))
     told: list[int] = []
-    trace, draws, _ = measure_layers(
+    trace, draws, *_ = measure_layers(
         Layers(layers),
         loss,
         tokens,
