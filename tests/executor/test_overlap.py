@@ -19,7 +19,7 @@ from roundel.policies.lowering import lower
 from roundel.policies.streamed import Streamed
 from roundel.traces.timeline import KINDS
 
-from ..costs import make_work
+from ..costs import make_machine, make_work
 from . import toy
 
 mse = nn.functional.mse_loss
@@ -36,10 +36,11 @@ def watched(
     policy: roundel.Policy,
     layers: list[nn.Module],
     look: Callable[[Any], None] = lambda engine: None,
+    **options: Any,
 ) -> Spans:
     """(step, kind, start, end) of the compute tasks of four steps."""
     spans: Spans = []
-    with toy.make(layers, policy) as trainer:
+    with toy.make(layers, policy, **options) as trainer:
 
         def around(run: Any) -> Callable[[int], None]:
             engine = run.__self__
@@ -100,10 +101,15 @@ def test_no_more_than_two_visits_weights_are_on_a_device(policy: Streamed) -> No
 
 @pytest.mark.parametrize("optimizer", ["sync", "stale"])
 @pytest.mark.parametrize("policy", [roundel.RoundRobin, roundel.LayerToLayer])
-def test_no_more_than_two_layers_states_are_on_a_device(
-    policy: type[Streamed], optimizer: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("memory_bytes", "layers"), [(31 * 1344, 2), (0, 3)])
+def test_no_more_than_two_layers_states_are_on_a_device_or_three_small_ones(
+    policy: type[Streamed],
+    optimizer: Any,
+    memory_bytes: int,
+    layers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Within a step and from one to the next, whatever is slow."""
+    """Within a step and from one to the next, whatever is slow. A layer's take 1344 bytes here."""
     here: dict[int, set[int]] = {}
     most = []
     up, down = Transit.up, Transit.states_down
@@ -122,8 +128,10 @@ def test_no_more_than_two_layers_states_are_on_a_device(
 
     monkeypatch.setattr(Transit, "up", counted_up)
     monkeypatch.setattr(Transit, "states_down", counted_down)
-    watched(policy(**toy.CUTS, optimizer=optimizer, optimizer_on="device"), toy.blocks())
-    assert max(most) == 2
+    machine = make_machine(2, memory_bytes=memory_bytes)
+    chosen = policy(**toy.CUTS, optimizer=optimizer, optimizer_on="device")
+    watched(chosen, toy.blocks(), machine=machine, memory_limit=memory_bytes)
+    assert max(most) == layers
 
 
 def test_what_the_next_step_waits_for_of_states_on_their_way_down() -> None:
