@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .linears import Job, apply_linear, top_of_hooks
+from .linears import Job, apply_linear, is_plain, top_of_hooks
 
 _active = threading.local()
 
@@ -29,9 +29,9 @@ def jobs_here() -> list[Job] | None:
 
 
 def defer_linears(module: nn.Module) -> None:
-    """Let the linear layers of `module` put off their weight gradients where that is asked for."""
+    """Let `module`'s plain linear layers put off their weight gradients where that is asked for."""
     for part in module.modules():
-        if type(part) is nn.Linear:
+        if is_plain(part):
             part.forward = _forward_of(part)  # type: ignore[method-assign, assignment]
 
 

@@ -30,6 +30,12 @@ def apply_linear(
     return _Linear.apply(value, weight, bias, leaf, bias_leaf, jobs, made)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def is_plain(part: nn.Module) -> bool:
+    """Whether this is an nn.Linear and does just that: no subclass, hooks or own forward."""
+    hooks = (each for name, each in vars(part).items() if name.endswith("hooks"))
+    return type(part) is nn.Linear and "forward" not in vars(part) and not any(hooks)
+
+
 def top_of_hooks() -> object:
     """What packs saved tensors here. Inside torch.utils.checkpoint it is another than outside.
 
