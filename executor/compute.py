@@ -14,10 +14,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..policies.op import Op
 from .deferred import collecting
-from .left_out import Names, leaving_out, linears_of
+from .left_out import LeftOut, leaving_out, linears_of
 from .linears import Job
 from .pace import BACKWARD, Pace
-from .values import Gradients, Value, as_leaves, detached, gradients_of, tensors_of
+from .values import Gradients, Value, as_leaves, detached, gradients_of, looks_of, tensors_of
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -109,7 +109,7 @@ class Computer:
         randomness: Randomness,
         autocast: torch.dtype | None,
         needs_gradient: list[bool],
-        left_out: Mapping[int, Names] = MappingProxyType({}),
+        left_out: Mapping[int, LeftOut] = MappingProxyType({}),
     ) -> None:
         self.device = device
         self._loss_fn = loss_fn
@@ -214,7 +214,8 @@ class Computer:
                 self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
                 needed = is_read or layer < op.stop - 1
-                with numbers, self._casting(), leaving_out(self._spared(layer, module, needed)):
+                spared = [] if needed else self._spared(layer, module, value)
+                with numbers, self._casting(), leaving_out(spared):
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
@@ -222,12 +223,13 @@ class Computer:
                 raise
             yield layer, value
 
-    def _spared(self, layer: int, module: nn.Module, is_read: bool) -> list[nn.Linear]:
-        """The products in a layer that need not be made."""
-        if is_read:
+    def _spared(self, layer: int, module: nn.Module, value: Value) -> list[nn.Linear]:
+        """The products in a layer that need not be made where nobody reads its output."""
+        found = self._left_out.get(layer, LeftOut())
+        if not found.names or looks_of(value) != found.inputs:
             return []
         if layer not in self._linears:
-            self._linears[layer] = linears_of(module, self._left_out.get(layer, ()))
+            self._linears[layer] = linears_of(module, found.names)
         return self._linears[layer]
 
     def _casting(self) -> Any:

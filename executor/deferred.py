@@ -36,12 +36,12 @@ def defer_linears(module: nn.Module) -> None:
 
 
 def _forward_of(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    def forward(value: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:
         jobs = jobs_here()
         wanted = linear.weight.requires_grad and torch.is_grad_enabled()
         # What runs in a checkpoint must do in backward what it did before.
         if jobs is None or not wanted or top_of_hooks() is not None:
-            return functional.linear(value, linear.weight, linear.bias)
-        return apply_linear(linear, value, jobs)
+            return functional.linear(input, linear.weight, linear.bias)
+        return apply_linear(linear, input, jobs)
 
     return forward

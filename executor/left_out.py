@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,24 @@ from .linears import Made, apply_linear, is_plain, top_of_hooks
 MOST_TRIED = 4
 """So many products are tried, those that a layer makes last."""
 
-FILLS = (math.nan, 1e3, -1e3)
-"""What their outputs are made of in trials: whoever branches by a sign does so one way or other."""
+FILLS = (0.0, math.nan, math.inf, 1e3, -1e3)
+"""What their outputs are made of in trials; zeros come first, which a step takes, too."""
 
 CLOSE = 0.01
 """How far apart gradients may be for their size, where a GPU adds in another order each time."""
 
-Names = tuple[str, ...]
-"""Of linear layers within a layer."""
+
+class LeftOut(NamedTuple):
+    """The linear layers of a layer that are left out, by name, for inputs that look so."""
+
+    names: tuple[str, ...] = ()
+    inputs: str = ""
+
 
 Forward = Callable[[Tensor], Tensor]
 
 
-def linears_of(module: nn.Module, names: Names) -> list[nn.Linear]:
+def linears_of(module: nn.Module, names: Iterable[str]) -> list[nn.Linear]:
     """The linear layers of these names."""
     parts = [module.get_submodule(name) for name in names]
     return [each for each in parts if isinstance(each, nn.Linear)]
@@ -42,29 +47,52 @@ def linears_of(module: nn.Module, names: Names) -> list[nn.Linear]:
 
 @contextmanager
 def leaving_out(linears: Iterable[nn.Linear]) -> Iterator[None]:
-    """These linear layers' outputs are whatever lies in memory; their gradients are as ever."""
-    with _instead({linear: _by_hand(linear, Tensor.new_empty) for linear in linears}):
+    """These linear layers' outputs are zeros; their gradients are as ever."""
+    with _instead({linear: _by_hand(linear, zeros) for linear in linears}):
         yield
+
+
+def zeros(like: Tensor, shape: torch.Size) -> Tensor:
+    """What a step has instead of a product."""
+    return like.new_zeros(shape)
 
 
 def unneeded_products(
     module: nn.Module,
     forward: Callable[[], Any],
     backward: Callable[[Any], list[Tensor]],
-) -> Names:
+) -> tuple[str, ...]:
     """The linear layers of `module` whose outputs no gradient of it needs, by name; by trial.
 
-    Whatever such an output is, NaN among others, all that a forward saves for backward stays the
-    same to the bit, and so do gradients, but for what a GPU adds up in another order each time.
-    Only plain nn.Linear without hooks are tried that run once. What holds for these inputs is taken
-    to hold for others, so a layer must not come to need an output by its input's shape or values.
+    Whatever such an output is, all that a forward saves for backward has the same bits, in sum, and
+    gradients are those of the module itself, but for what a GPU adds up in another order each time.
+    Only plain nn.Linear without hooks are tried that run once. Where a trial goes wrong there are
+    none: it is not what is to be trained.
 
     forward: runs the module, with the same inputs and random numbers every time.
     backward: from what `forward` has returned, new gradients of the inputs and parameters.
     """
+    if any(map(_is_compiled, module.modules())):
+        return ()
+    try:
+        return _tried(module, forward, backward)
+    except Exception:
+        return ()
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    """It would be compiled anew for each trial."""
+    return type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+
+
+def _tried(
+    module: nn.Module,
+    forward: Callable[[], Any],
+    backward: Callable[[Any], list[Tensor]],
+) -> tuple[str, ...]:
     tried = _last_ones(module, forward)
 
-    def run(without: Collection[str] = (), fill: float = math.nan) -> Any:
+    def run(without: Collection[str] = (), fill: float = FILLS[0]) -> Any:
         made = partial(_full, fill=fill)
         with _instead(
             {linear: _by_hand(linear, made if name in without else None) for name, linear in tried}
@@ -75,9 +103,13 @@ def unneeded_products(
         return ()
     saved = _saved_by(run)
     found = tuple(name for name, _ in tried if _saved_by(partial(run, (name,))) == saved)
-    if found:
-        wanted = backward(run())
-        if not all(_are_close(backward(run(found, fill)), wanted) for fill in FILLS):
+    if not found:
+        return ()
+    wanted = backward(forward())
+    for fill in FILLS:
+        if _saved_by(partial(run, found, fill)) != saved:
+            return ()
+        if not _are_close(backward(run(found, fill)), wanted):
             return ()
     return found
 
@@ -87,8 +119,14 @@ def _full(like: Tensor, shape: torch.Size, fill: float) -> Tensor:
 
 
 def _are_close(gradients: list[Tensor], wanted: list[Tensor]) -> bool:
-    pairs = zip(gradients, wanted, strict=True)
-    return all(bool((a - b).norm() <= CLOSE * b.norm()) for a, b in pairs)
+    if len(gradients) != len(wanted):
+        return False
+    for one, other in zip(gradients, wanted, strict=True):
+        wide = torch.promote_types(other.dtype, torch.float32)
+        one, other = one.to(wide), other.to(wide)
+        if not (one - other).norm() <= CLOSE * other.norm():
+            return False
+    return True
 
 
 def _by_hand(linear: nn.Linear, made: Made | None) -> Forward:
@@ -104,7 +142,7 @@ def _last_ones(module: nn.Module, forward: Callable[[], Any]) -> list[tuple[str,
     def noting(linear: nn.Linear) -> Forward:
         def noted(value: Tensor) -> Tensor:
             ran.append(linear)
-            return functional.linear(value, linear.weight, linear.bias)
+            return apply_linear(linear, value, None)
 
         return noted
 
@@ -118,15 +156,19 @@ def _saved_by(forward: Callable[[], Any]) -> list[tuple[torch.Size, int]]:
     """What a forward saves for backward: of each tensor its shape, and the sum of its bits."""
     saved = []
 
-    def pack(tensor: Tensor) -> None:
+    def pack(tensor: Tensor) -> Tensor:
         saved.append((tensor.shape, _sum_of_bits(tensor)))
+        return tensor.detach()  # An output that its own graph holds would stay in memory.
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-        forward()  # Nothing is kept of it: no backward follows.
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
     return saved
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim]:
+            tensor = tensor.narrow(dim, 0, 1)  # What is expanded is there once.
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
     if flat.storage_offset() % 8:
         flat = flat.clone()
@@ -141,10 +183,10 @@ def _instead(forwards: dict[nn.Linear, Forward]) -> Iterator[None]:
     outside = top_of_hooks()
 
     def guarded(linear: nn.Linear, forward: Forward) -> Forward:
-        def here(value: Tensor) -> Tensor:
+        def here(input: Tensor) -> Tensor:
             if torch.is_grad_enabled() and top_of_hooks() == outside:
-                return forward(value)
-            return functional.linear(value, linear.weight, linear.bias)
+                return forward(input)
+            return functional.linear(input, linear.weight, linear.bias)
 
         return here
 

@@ -1,7 +1,7 @@
 """Linear layers by hand: weight gradients may be put off, and the product itself be left out."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ Job = Callable[[], None]
 
 Made = Callable[[Tensor, torch.Size], Tensor]
 """An output of a shape, like another tensor, without the product: what is in it is not needed."""
+
+_FORWARD = nn.Linear.forward
 
 
 def apply_linear(
@@ -25,15 +27,22 @@ def apply_linear(
     bias: Tensor | None = bias_leaf
     if torch.is_autocast_enabled(value.device.type):
         dtype = torch.get_autocast_dtype(value.device.type)
-        value, weight = value.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        value, weight = _cast(value, dtype), _cast(weight, dtype)
+        bias = None if bias is None else _cast(bias, dtype)
     return _Linear.apply(value, weight, bias, leaf, bias_leaf, jobs, made)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def is_plain(part: nn.Module) -> bool:
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does, which leaves float64 alone."""
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor
+
+
+def is_plain(part: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether this is an nn.Linear and does just that: no subclass, hooks or own forward."""
     hooks = (each for name, each in vars(part).items() if name.endswith("hooks"))
-    return type(part) is nn.Linear and "forward" not in vars(part) and not any(hooks)
+    own = "forward" in vars(part) or type(part).forward is not _FORWARD
+    return type(part) is nn.Linear and not own and not any(hooks)
 
 
 def top_of_hooks() -> object:
@@ -59,7 +68,8 @@ class _Linear(torch.autograd.Function):
         jobs: list[Job] | None,
         made: Made | None,
     ) -> Tensor:
-        ctx.save_for_backward(value, weight)
+        of_value, of_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(value if of_weight else None, weight if of_value else None)
         ctx.leaves, ctx.jobs = (leaf, bias_leaf), jobs
         if made is not None:
             return made(value, torch.Size((*value.shape[:-1], len(weight))))
@@ -68,26 +78,25 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, weight = ctx.saved_tensors
-        value = value.detach()  # A job has no use for the graph before it.
         flat = grad.reshape(-1, grad.shape[-1])
         of_value, of_weight, of_bias, *_ = ctx.needs_input_grad
 
-        def weight_grad() -> Tensor:
-            made: Tensor = flat.t() @ value.reshape(-1, value.shape[-1])
-            return made
+        def weight_grad(value: Tensor) -> Tensor:
+            return flat.t() @ value.reshape(-1, value.shape[-1])
 
         result = grad @ weight if of_value else None
         if ctx.jobs is not None:
             leaf, bias_leaf = ctx.leaves
+            apart = value.detach()  # A job has no use for the graph before it.
 
             def job() -> None:
-                _collect(leaf, weight_grad())
+                _collect(leaf, weight_grad(apart))
                 if bias_leaf is not None and bias_leaf.requires_grad:
                     _collect(bias_leaf, flat.sum(0))
 
             ctx.jobs.append(job)
             return (result, *[None] * 6)
-        of = (weight_grad() if of_weight else None, flat.sum(0) if of_bias else None)
+        of = (weight_grad(value) if of_weight else None, flat.sum(0) if of_bias else None)
         return (result, *of, None, None, None, None)
 
 

@@ -9,7 +9,7 @@ from ..traces.trace import LayerCost, Trace
 from .compute import LossFunction
 from .kinds import kind_of
 from .layers import Layers, Layout
-from .left_out import Names
+from .left_out import LeftOut
 from .measure_layer import LayerRun, bytes_of_weights
 from .optimizer_bytes import OptimizerBytes
 from .places import device_name
@@ -28,7 +28,7 @@ class Measured(NamedTuple):
 
     trace: Trace
     draws: set[int]
-    left_out: dict[int, Names]
+    left_out: dict[int, LeftOut]
     passes_gradient: list[bool]
 
 
@@ -36,7 +36,7 @@ class _Kind(NamedTuple):
     cost: LayerCost
     output: Value
     draws: bool
-    left_out: Names
+    left_out: LeftOut
     passes_gradient: bool
 
 
@@ -73,7 +73,7 @@ def measure_layers(
     passes: list[bool] = []
     costs: list[LayerCost] = []
     draws: set[int] = set()
-    left_out: dict[int, Names] = {}
+    left_out: dict[int, LeftOut] = {}
     spread = 0.0
     known: dict[Hashable, _Kind] = {}
     for layer, module in enumerate(layers.modules):

@@ -12,7 +12,7 @@ from ..traces.errors import InputError
 from ..traces.trace import LEAST_OF_BACKWARD, LayerCost
 from .deferred import collecting, defer_linears
 from .layers import Layers, Layout, Replica, WeightCopy
-from .left_out import Names, leaving_out, linears_of, unneeded_products
+from .left_out import LeftOut, leaving_out, linears_of, unneeded_products
 from .linears import Job
 from .optimizer_bytes import OptimizerBytes
 from .streams import Clock, Mark, idle_streams, mark_now
@@ -21,6 +21,7 @@ from .values import (
     as_leaves,
     detached,
     gradients_of,
+    looks_of,
     nbytes_of,
     tensors_of,
 )
@@ -86,7 +87,7 @@ class LayerRun:
         self.device, self.autocast = device, autocast
         self.spread = 0.0
         self.loss: Callable[[Value], Tensor] | None = None
-        self.left_out: Names = ()
+        self.left_out = LeftOut()
         self.passes_gradient = False
         self._given: list[Tensor] = []
 
@@ -139,7 +140,7 @@ class LayerRun:
         marks[-1][-1].block()
         self._drop_gradients()
         if self.loss is None:
-            self.left_out = self._unneeded_products(value, needs)
+            self.left_out = LeftOut(self._unneeded_products(value, needs), looks_of(value))
         # Work is not waited for between runs, as it is not in a step: launching costs no time then.
         times = [[mark.time_ns(clock) for mark in each] for each in marks[-repeats:]]
         self.spread = _spread([end - start for start, _, end in times])
@@ -177,7 +178,7 @@ class LayerRun:
         marks[-1][-1].block()
         return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])
 
-    def _unneeded_products(self, value: Value, needs: bool) -> Names:
+    def _unneeded_products(self, value: Value, needs: bool) -> tuple[str, ...]:
         """What a recompute need not do where nothing behind it reads the output."""
         leaves: Value = None
 
@@ -203,9 +204,9 @@ class LayerRun:
 
     def _recompute_last_ns(self, value: Value, needs: bool, repeats: int) -> int | None:
         """A forward for backward alone, without what is left out of it; None: that is nothing."""
-        if not self.left_out:
+        if not self.left_out.names:
             return None
-        linears = linears_of(self.module, self.left_out)
+        linears = linears_of(self.module, self.left_out.names)
         clock, marks = Clock(idle_streams([self.device])), []
         for _ in range(repeats + 1):
             start = mark_now(self.device)

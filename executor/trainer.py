@@ -28,7 +28,7 @@ from .compute import Computer, LossFunction, Randomness
 from .engine import StepEngine
 from .lanes import LaneThread
 from .layers import Layers, Replica
-from .left_out import Names
+from .left_out import LeftOut
 from .machinery import Machinery, lane_threads
 from .masters import Masters, OptimizerFactory
 from .measure import Measured, measure_layers, with_real_bytes
@@ -131,7 +131,7 @@ class Trainer:
         self.masters = Masters(self.layers, optimizer, parameter_groups)
         self._loss_fn, self._optimizer_factory = loss_fn, optimizer
         self._compute_dtype, self._autocast = compute_dtype, autocast
-        self._left_out: dict[int, Names] = {}
+        self._left_out: dict[int, LeftOut] = {}
         self._passes_gradient = self.layers.needs_gradient()
         self._clip_norm, self._on_nan = clip_norm, on_nan
         # torch's own optimizers draw no random numbers; others may, as to round by chance.
@@ -286,12 +286,11 @@ class Trainer:
             measured_for, earlier = self._earlier
             if self.trace is None and measured_for == self._microbatch:
                 self.trace = earlier
-            if self.trace is None or self._training:
-                measured = self._measure(inputs, targets, kept)
-                self._randomness.draws = measured.draws
-                self._left_out = measured.left_out
-                self._passes_gradient = measured.passes_gradient
-                self.trace = self.trace or measured.trace
+            measured = self._measure(inputs, targets, kept)
+            self._randomness.draws = measured.draws
+            self._left_out = measured.left_out
+            self._passes_gradient = measured.passes_gradient
+            self.trace = self.trace or measured.trace
             if len(self.trace.layers) != len(self.layers):
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"

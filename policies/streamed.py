@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice, pairwise, takewhile
 from typing import ClassVar
 
@@ -162,6 +162,7 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
     """
     short = replace(work, microbatches=min(work.microbatches, policy.enough(work)))
 
+    @cache
     def step_ns(cut: AsymmetricCut) -> int:
         return policy.step_ns(short, cut)
 
@@ -180,7 +181,7 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
             leaves_room = _leaves_room(policy, work, found)
             # Small changes need not lead to them.
             others = sorted(map(backward_in_ones, promising[:FINER]), key=step_ns)
-            starts = [found, *islice(filter(leaves_room, others), 1)]
+            starts = {found, *islice(filter(leaves_room, others), 1)}
             return min((descended(each, step_ns, leaves_room) for each in starts), key=step_ns)
         if found:
             return found

@@ -22,7 +22,7 @@ from .traces.published_throughput import (
     published_row,
     split_of,
 )
-from .traces.trace import Trace
+from .traces.trace import LayerCost, Trace
 
 MACHINE = "8x-rtx4090"
 MOST_DEVICES = 8
@@ -30,8 +30,7 @@ STEPS = 4
 FUSED_BYTES, UNFUSED_BYTES = 30, 92
 CUTS_TRIED = 8
 SCALED = (
-    *("forward_ns", "backward_ns", "recompute_ns", "forward_only_ns"),
-    *("backward_input_ns", "backward_weight_ns"),
+    *(name for name in LayerCost.model_fields if name.endswith("_ns")),
     *("output_bytes", "saved_bytes", "workspace_bytes"),
 )
 LIKELY_MICROBATCHES = 4

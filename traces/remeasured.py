@@ -61,6 +61,8 @@ def _updated(cost: LayerCost, number: int, found: dict[tuple[str, int], list[flo
         for field in (*_FIELDS.values(), "forward_only_ns", "recompute_last_ns")
         if (field, number) in found
     }
+    if "recompute_last_ns" in times and "recompute_ns" not in times:
+        times["recompute_ns"] = max(_time(cost, "recompute_ns"), times["recompute_last_ns"])
     if "backward_input_ns" in times:
         times["backward_ns"] = times["backward_input_ns"] + times.get("backward_weight_ns", 0)
     elif "backward_ns" in times:

@@ -1,6 +1,7 @@
 """What a recompute leaves out: found by trial, and no gradient the other for it."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import roundel
+from roundel.executor import left_out
 from roundel.executor.decoder import decoder_layers
 from roundel.executor.huggingface import split_causal_lm
 from roundel.executor.layers import Layers
@@ -23,9 +25,11 @@ from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 from roundel.traces.machine import ideal_machine
 
+from ..costs import make_trace
 from . import toy
 
 WIDTH = 8
+mse = nn.functional.mse_loss
 
 
 class Tail(nn.Module):
@@ -73,11 +77,28 @@ NEEDS_IT = {
 }
 
 
+GO_WRONG = {
+    # Of what is not finite there is none.
+    "distribution": lambda tail, value, made: value + torch.distributions.Normal(made, 1.0).mean,
+    # Neither for whoever looks for it.
+    "only finite": lambda tail, value, made: value + _finite(made),
+    # An infinite one is another case.
+    "clamped": lambda tail, value, made: value + (made * made if made.isinf().any() else made),
+}
+
+
+def _finite(made: Tensor) -> Tensor:
+    if not made.isfinite().all():
+        raise ValueError("not finite")
+    return made
+
+
 def left_out_of(layers: list[nn.Module], **options: Any) -> dict[int, tuple[str, ...]]:
     value = torch.randn(4, WIDTH)
     loss = nn.functional.mse_loss
     device = torch.device("cpu")
-    return measure_layers(Layers(layers), loss, value, value, device, **options).left_out
+    left_out = measure_layers(Layers(layers), loss, value, value, device, **options).left_out
+    return {layer: each.names for layer, each in left_out.items()}
 
 
 @pytest.mark.parametrize("name", NEEDS_IT_NOT)
@@ -107,7 +128,7 @@ def test_only_plain_linear_layers_that_run_once() -> None:
         return tail
 
     def hooked(tail: Tail) -> Tail:
-        tail.last.register_forward_hook(lambda module, given, made: made * made)
+        tail.last.register_forward_hook(lambda module, given, made: 2 * made)
         return tail
 
     def patched(tail: Tail) -> Tail:
@@ -134,7 +155,11 @@ def test_a_blocks_last_product_is_left_out_and_takes_no_time() -> None:
     tokens = torch.randint(shape.vocabulary, (2, 16))
     layers = Layers(decoder_layers(shape, dropout=0.1))
     measured = measure_layers(layers, token_loss, tokens, tokens, torch.device("cpu"))
-    assert measured.left_out == {0: (), **dict.fromkeys(range(1, 5), ("down",)), 5: ()}
+    assert {layer: each.names for layer, each in measured.left_out.items()} == {
+        0: (),
+        **dict.fromkeys(range(1, 5), ("down",)),
+        5: (),
+    }
     times = [each.recompute_last_ns for each in measured.trace.layers]
     assert [each is None for each in times] == [True, *[False] * 4, True]
 
@@ -154,7 +179,8 @@ def test_a_hugging_face_block_and_its_adapters() -> None:
     def found(model: nn.Module) -> dict[int, tuple[str, ...]]:
         layers = split_causal_lm(model)
         device = torch.device("cpu")
-        return measure_layers(layers, token_loss, tokens, tokens, device).left_out
+        left_out = measure_layers(layers, token_loss, tokens, tokens, device).left_out
+        return {layer: each.names for layer, each in left_out.items()}
 
     model = transformers.Qwen3ForCausalLM(config)
     down = "block.mlp.down_proj"
@@ -210,32 +236,117 @@ POLICIES = {
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_recomputes_run_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each recompute leaves out one product, of its last layer, and none is left out elsewhere."""
-    left = []
-    torch.manual_seed(3)
-    layers = [Tail(NEEDS_IT_NOT["added"]) for _ in range(8)]
-    batches = [(torch.randn(6, WIDTH), torch.randn(6, WIDTH)) for _ in range(2)]
-    with roundel.Trainer(
-        layers,
-        nn.functional.mse_loss,
-        policy=POLICIES[name],
-        optimizer=toy.ADAMW,
-        devices=["cpu"] * 2,
-        microbatches=3,
-        machine=ideal_machine(2),
-    ) as trainer:
-        trainer.step(*batches[0])
+    """Each recompute leaves out one product, of its last layer; none is left out elsewhere."""
+
+    def model() -> list[nn.Module]:
+        torch.manual_seed(3)
+        return [Tail(NEEDS_IT_NOT["added"]).double() for _ in range(8)]
+
+    def nan(like: Tensor, shape: torch.Size) -> Tensor:
+        left.append(tuple(shape))
+        return like.new_full(shape, math.nan)
+
+    left: list[tuple[int, ...]] = []
+    batches = [(torch.randn(6, WIDTH).double(), torch.randn(6, WIDTH).double()) for _ in range(2)]
+    layers = model()
+    policy, machine = POLICIES[name], ideal_machine(2)
+    with toy.make(layers, policy, mse, microbatches=3, machine=machine) as trainer:
+        losses = [trainer.step(*batches[0]).loss]
         trainer.flush()
-        made = Tensor.new_empty
-
-        def counted(like: Tensor, *rest: Any, **more: Any) -> Tensor:
-            left.append(like.shape)
-            return made(like, *rest, **more).fill_(float("nan"))
-
-        monkeypatch.setattr(Tensor, "new_empty", counted)
+        monkeypatch.setattr(left_out, "zeros", nan)
         result = trainer.step(*batches[1])
+        losses.append(result.loss)
         trainer.flush()
         spans = [span for span in result.timeline.spans() if span.kind == "R"]
         wanted = sum(span.stop < len(layers) for span in spans)
-        assert len(left) == wanted > 0
-        assert all(each.isfinite().all() for each in trainer.state_dict().values())
+        assert left == [(2, WIDTH)] * wanted
+        assert wanted > 0
+    # All are exact but the stale one.
+    expected, weights = toy.plain(model(), mse, batches)
+    if "stale" not in name:
+        assert losses == pytest.approx(expected, abs=1e-12)
+        for mine, theirs in zip(nn.Sequential(*layers).parameters(), weights, strict=True):
+            torch.testing.assert_close(mine.detach().cpu(), theirs, rtol=0, atol=1e-11)
+    assert all(each.isfinite().all() for each in nn.Sequential(*layers).parameters())
+
+
+def test_nothing_is_left_out_for_inputs_of_another_shape() -> None:
+    """There a layer may need what it did not for the shape that was tried."""
+
+    class Refines(Tail):
+        def forward(self, value: Tensor) -> Tensor:
+            made = self.last(self.first(value).tanh())
+            return value + made if len(value) <= 2 else value + made * made
+
+    def model() -> list[nn.Module]:
+        torch.manual_seed(4)
+        return [Refines(NEEDS_IT["relu"]).double() for _ in range(8)]
+
+    # Measured with two rows, then trained with four.
+    draw = partial(torch.randn, dtype=torch.double)
+    batches = [(draw(rows, WIDTH), draw(rows, WIDTH)) for rows in (4, 8)]
+    layers = model()
+    with toy.make(layers, POLICIES["round-robin"], mse, count=2, microbatches=2) as trainer:
+        losses = [trainer.step(*batch).loss for batch in batches]
+    plain = nn.Sequential(*model())
+    optimizer = toy.ADAMW(plain.parameters())
+    for (inputs, targets), loss in zip(batches, losses, strict=True):
+        optimizer.zero_grad()
+        halves = zip(inputs.chunk(2), targets.chunk(2), strict=True)
+        wanted: Any = sum(mse(plain(x), y) / 2 for x, y in halves)
+        wanted.backward()
+        optimizer.step()
+        assert loss == pytest.approx(wanted.item(), abs=1e-12)
+    for mine, theirs in zip(nn.Sequential(*layers).parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", GO_WRONG)
+def test_where_a_trial_goes_wrong_nothing_is_left_out(name: str) -> None:
+    assert left_out_of([Tail(GO_WRONG[name]), nn.Linear(WIDTH, WIDTH)]) == {0: (), 1: ()}
+
+
+def test_closeness_is_told_in_float16_too() -> None:
+    some, other = (torch.randn(4096, dtype=torch.float16) * 1000 for _ in range(2))
+    assert left_out._are_close([some], [some])
+    assert not left_out._are_close([some], [other])
+    assert not left_out._are_close([some], [some, other])
+
+
+def test_of_a_frozen_product_that_is_left_out_no_input_is_kept() -> None:
+    saved: list[torch.Size] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.shape)
+        return tensor
+
+    linear = nn.Linear(WIDTH, 3).requires_grad_(False)
+    leaf = torch.randn(5, WIDTH, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        apply_linear(linear, leaf.tanh(), None, left_out.zeros)
+    assert saved == [torch.Size([5, WIDTH]), torch.Size([3, WIDTH])]  # tanh's output, the weight.
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_layers_are_tried_in_evaluation_with_a_trace_too() -> None:
+    layers = [Tail(NEEDS_IT_NOT["added"]).double().eval() for _ in range(8)]
+    batches = toy.vectors(1, 8)
+    batches = [(torch.randn(8, WIDTH).double(), torch.randn(8, WIDTH).double()) for _ in batches]
+    with toy.make(layers, POLICIES["round-robin"], mse, trace=make_trace(8)) as trainer:
+        trainer.step(*batches[0])
+        assert {each.names for each in trainer._left_out.values()} == {("last",), ()}
+
+
+def test_autocast_leaves_float64_alone_by_hand_too() -> None:
+    linear = nn.Linear(WIDTH, WIDTH).double()
+    value = torch.randn(3, WIDTH, dtype=torch.double)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(apply_linear(linear, value, None), linear(value))
+
+
+def test_a_linear_layers_forward_that_was_put_on_its_class_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    product = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, input: product(self, input).tanh())
+    assert left_out_of([Tail(NEEDS_IT_NOT["added"]), nn.Linear(WIDTH, WIDTH)]) == {0: (), 1: ()}

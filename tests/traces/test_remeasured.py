@@ -88,8 +88,10 @@ def test_recomputes_tell_of_the_layer_behind_which_its_backward_comes() -> None:
     timeline.end_ns[again] += (timeline.end_ns - timeline.start_ns)[again]
     found = trace_of_timeline(timeline, trace).layers
     assert [(each.recompute_ns, each.recompute_last_ns) for each in found] == [
-        *((18, 6), (9, 12), (9, 6)),
+        *((18, 6), (12, 12), (9, 6)),
     ]
+    program = lower([plan], Work(trace.model_copy(update={"layers": found}), ideal_machine(1), 1))
+    assert program.duration_ns[program.kind == KIND_CODE["R"]].tolist() == [18 + 12]
     without = trace_of_timeline(timeline, make_trace(3)).layers
     assert [(each.recompute_ns, each.recompute_last_ns) for each in without] == [
         *((15, None), (15, None), (None, None)),
