@@ -286,11 +286,12 @@ class Trainer:
             measured_for, earlier = self._earlier
             if self.trace is None and measured_for == self._microbatch:
                 self.trace = earlier
-            measured = self._measure(inputs, targets, kept)
-            self._randomness.draws = measured.draws
-            self._left_out = measured.left_out
-            self._passes_gradient = measured.passes_gradient
-            self.trace = self.trace or measured.trace
+            if self.trace is None or self._training:
+                measured = self._measure(inputs, targets, kept)
+                self._randomness.draws = measured.draws
+                self._left_out = measured.left_out
+                self._passes_gradient = measured.passes_gradient
+                self.trace = self.trace or measured.trace
             if len(self.trace.layers) != len(self.layers):
                 raise InputError(
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"

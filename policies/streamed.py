@@ -181,7 +181,7 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
             leaves_room = _leaves_room(policy, work, found)
             # Small changes need not lead to them.
             others = sorted(map(backward_in_ones, promising[:FINER]), key=step_ns)
-            starts = {found, *islice(filter(leaves_room, others), 1)}
+            starts = dict.fromkeys([found, *islice(filter(leaves_room, others), 1)])
             return min((descended(each, step_ns, leaves_room) for each in starts), key=step_ns)
         if found:
             return found

@@ -25,7 +25,6 @@ from roundel.executor.presets import PRESETS
 from roundel.executor.token_loss import token_loss
 from roundel.traces.machine import ideal_machine
 
-from ..costs import make_trace
 from . import toy
 
 WIDTH = 8
@@ -325,16 +324,6 @@ def test_of_a_frozen_product_that_is_left_out_no_input_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         apply_linear(linear, leaf.tanh(), None, left_out.zeros)
     assert saved == [torch.Size([5, WIDTH]), torch.Size([3, WIDTH])]  # tanh's output, the weight.
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_layers_are_tried_in_evaluation_with_a_trace_too() -> None:
-    layers = [Tail(NEEDS_IT_NOT["added"]).double().eval() for _ in range(8)]
-    batches = toy.vectors(1, 8)
-    batches = [(torch.randn(8, WIDTH).double(), torch.randn(8, WIDTH).double()) for _ in batches]
-    with toy.make(layers, POLICIES["round-robin"], mse, trace=make_trace(8)) as trainer:
-        trainer.step(*batches[0])
-        assert {each.names for each in trainer._left_out.values()} == {("last",), ()}
 
 
 def test_autocast_leaves_float64_alone_by_hand_too() -> None:
