@@ -77,10 +77,7 @@ def _search(work: Work, limit: int, count: int) -> list[AsymmetricCut]:
     times = {kinds: _Times.of_work(work, kinds) for kinds in ("F", "FB", "RB")}
     fits = _Fits(work, limit)
     packed = (_pack(work.layers, times, fits, bound) for bound in _bounds(times))
-    shapes: dict[tuple[int, int, int], AsymmetricCut] = {}
-    for cut in filter(None, packed):
-        # Bounds grow: the first of a shape has the fastest slowest visit.
-        shapes.setdefault((len(cut.forward), len(cut.backward), cut.backward[0]), cut)
+    shapes = {(len(cut.forward), len(cut.backward), cut.backward[0]): cut for cut in packed if cut}
 
     def step_time(cut: AsymmetricCut) -> int:
         visits = list(_visit_times(cut, times))
