@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -117,7 +117,6 @@ class Computer:
         self._autocast = autocast
         self._needs_gradient = needs_gradient
         self._left_out = left_out
-        self._linears: dict[int, list[nn.Linear]] = {}  # Of the one module of a layer here.
         self._pace = Pace(device)
         self._backwards_noted = 0
 
@@ -214,8 +213,8 @@ class Computer:
                 self._pace.wait()
                 numbers = self._randomness.fixed(layer, step, op.microbatch, self.device)
                 needed = is_read or layer < op.stop - 1
-                spared = [] if needed else self._spared(layer, module, value)
-                with numbers, self._casting(), leaving_out(spared):
+                sparing = nullcontext() if needed else self._sparing(layer, module, value)
+                with numbers, self._casting(), sparing:
                     value = module(value)
                 self._pace.launched(1)
             except Exception as error:
@@ -223,14 +222,12 @@ class Computer:
                 raise
             yield layer, value
 
-    def _spared(self, layer: int, module: nn.Module, value: Value) -> list[nn.Linear]:
-        """The products in a layer that need not be made where nobody reads its output."""
+    def _sparing(self, layer: int, module: nn.Module, value: Value) -> AbstractContextManager[None]:
+        """In here a layer leaves out what need not be made where nobody reads its output."""
         found = self._left_out.get(layer, LeftOut())
         if not found.names or looks_of(value) != found.inputs:
-            return []
-        if layer not in self._linears:
-            self._linears[layer] = linears_of(module, found.names)
-        return self._linears[layer]
+            return nullcontext()
+        return leaving_out(linears_of(module, found.names))
 
     def _casting(self) -> Any:
         if self._autocast is None:

@@ -48,13 +48,13 @@ def linears_of(module: nn.Module, names: Iterable[str]) -> list[nn.Linear]:
 @contextmanager
 def leaving_out(linears: Iterable[nn.Linear]) -> Iterator[None]:
     """These linear layers' outputs are zeros; their gradients are as ever."""
-    with _instead({linear: _by_hand(linear, zeros) for linear in linears}):
+    with _instead({linear: _by_hand(linear, filled) for linear in linears}):
         yield
 
 
-def zeros(like: Tensor, shape: torch.Size) -> Tensor:
-    """What a step has instead of a product."""
-    return like.new_zeros(shape)
+def filled(like: Tensor, shape: torch.Size, fill: float = FILLS[0]) -> Tensor:
+    """What there is instead of a product."""
+    return like.new_full(shape, fill)
 
 
 def unneeded_products(
@@ -93,7 +93,7 @@ def _tried(
     tried = _last_ones(module, forward)
 
     def run(without: Collection[str] = (), fill: float = FILLS[0]) -> Any:
-        made = partial(_full, fill=fill)
+        made = partial(filled, fill=fill)
         with _instead(
             {linear: _by_hand(linear, made if name in without else None) for name, linear in tried}
         ):
@@ -101,21 +101,16 @@ def _tried(
 
     if not tried:
         return ()
-    saved = _saved_by(run)
-    found = tuple(name for name, _ in tried if _saved_by(partial(run, (name,))) == saved)
+    _, wanted = _saving(run)
+    found = tuple(name for name, _ in tried if _saving(partial(run, (name,)))[1] == wanted)
     if not found:
         return ()
-    wanted = backward(forward())
+    gradients = backward(forward())
     for fill in FILLS:
-        if _saved_by(partial(run, found, fill)) != saved:
-            return ()
-        if not _are_close(backward(run(found, fill)), wanted):
+        output, saved = _saving(partial(run, found, fill))
+        if saved != wanted or not _are_close(backward(output), gradients):
             return ()
     return found
-
-
-def _full(like: Tensor, shape: torch.Size, fill: float) -> Tensor:
-    return like.new_full(shape, fill)
 
 
 def _are_close(gradients: list[Tensor], wanted: list[Tensor]) -> bool:
@@ -152,8 +147,8 @@ def _last_ones(module: nn.Module, forward: Callable[[], Any]) -> list[tuple[str,
     return [(names[linear], linear) for linear in islice(once, MOST_TRIED)]
 
 
-def _saved_by(forward: Callable[[], Any]) -> list[tuple[torch.Size, int]]:
-    """What a forward saves for backward: of each tensor its shape, and the sum of its bits."""
+def _saving(forward: Callable[[], Any]) -> tuple[Any, list[tuple[torch.Size, int]]]:
+    """What a forward returns, and of each tensor it saves the shape and the sum of its bits."""
     saved = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -161,8 +156,8 @@ def _saved_by(forward: Callable[[], Any]) -> list[tuple[torch.Size, int]]:
         return tensor.detach()  # An output that its own graph holds would stay in memory.
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return saved
+        output = forward()
+    return output, saved
 
 
 def _sum_of_bits(tensor: Tensor) -> int:

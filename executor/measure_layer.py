@@ -167,16 +167,14 @@ class LayerRun:
 
     def _forward_only_ns(self, value: Value, repeats: int) -> int:
         """A forward that leaves nothing for backward, so that a loss need not make gradients."""
-        clock, marks = Clock(idle_streams([self.device])), []
-        for _ in range(repeats + 1):
-            start = mark_now(self.device)
+
+        def forward() -> None:
             with torch.no_grad(), self._casting():
                 output = detached(self.module(value))  # As a step does: weights in it, too.
                 if self.loss is not None:
                     self.loss(output)
-            marks.append((start, mark_now(self.device)))
-        marks[-1][-1].block()
-        return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])
+
+        return self._median_ns(forward, repeats)
 
     def _unneeded_products(self, value: Value, needs: bool) -> tuple[str, ...]:
         """What a recompute need not do where nothing behind it reads the output."""
@@ -207,11 +205,19 @@ class LayerRun:
         if not self.left_out.names:
             return None
         linears = linears_of(self.module, self.left_out.names)
+
+        def forward() -> None:
+            with leaving_out(linears):
+                self._forward(as_leaves(value, needs), None)
+
+        return self._median_ns(forward, repeats)
+
+    def _median_ns(self, run: Callable[[], None], repeats: int) -> int:
+        """The median time of so many runs after one to warm up."""
         clock, marks = Clock(idle_streams([self.device])), []
         for _ in range(repeats + 1):
             start = mark_now(self.device)
-            with leaving_out(linears):
-                self._forward(as_leaves(value, needs), None)
+            run()
             marks.append((start, mark_now(self.device)))
         marks[-1][-1].block()
         return _median([end.time_ns(clock) - start.time_ns(clock) for start, end in marks[1:]])

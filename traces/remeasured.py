@@ -1,7 +1,6 @@
 """A timeline turned back into a trace: what its ops really took, shared out over their layers."""
 
 from collections import defaultdict
-from itertools import count
 from statistics import median
 
 from .timeline import Timeline
@@ -40,7 +39,7 @@ def trace_of_timeline(timeline: Timeline, trace: Trace) -> Trace:
             fields[-1] = "recompute_last_ns"
         costs = trace.layers[span.first : span.stop]
         before = [_time(cost, field) for cost, field in zip(costs, fields, strict=True)]
-        for field, layer, time_ns in zip(fields, count(span.first), before, strict=False):
+        for field, layer, time_ns in zip(fields, range(span.first, span.stop), before, strict=True):
             share = time_ns / sum(before) if sum(before) else 1 / len(before)
             found[field, layer].append((span.end_ns - span.start_ns) * share)
     layers = tuple(_updated(cost, number, found) for number, cost in enumerate(trace.layers))

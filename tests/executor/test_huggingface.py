@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import roundel
 from roundel.executor.compute import layer_seed
 from roundel.executor.huggingface import causal_lm_loss, split_causal_lm
+from roundel.executor.measure import measure_layers
+from roundel.executor.token_loss import token_loss
 
 from . import toy
 
@@ -351,3 +353,18 @@ def test_the_loss_is_that_of_transformers() -> None:
     output = model(**inputs, labels=labels)
     mine = causal_lm_loss(output.logits.float(), labels)
     torch.testing.assert_close(mine, output.loss, rtol=0, atol=1e-6)
+
+
+def test_what_a_block_and_its_adapters_leave_out_of_a_recompute() -> None:
+    tokens = torch.randint(VOCABULARY, (2, 8))
+
+    def found(model: nn.Module) -> dict[int, tuple[str, ...]]:
+        device = torch.device("cpu")
+        measured = measure_layers(split_causal_lm(model), token_loss, tokens, tokens, device)
+        return {layer: each.names for layer, each in measured.left_out.items()}
+
+    down = "block.mlp.down_proj"
+    both = (f"{down}.lora_B.default", f"{down}.base_layer")
+    adapted = with_adapters("qwen3", lora_dropout=0.1)
+    for model, names in ((make("qwen3"), (down,)), (adapted, both)):
+        assert found(model) == {0: (), **dict.fromkeys(range(1, 7), names), 7: ()}

@@ -138,10 +138,9 @@ def score(work: Work, cut: AsymmetricCut) -> int:
         times.append(sum(forward[first : first + size]))
         first += size
     stop = work.layers
-    for number, size in enumerate(cut.backward):
+    for size in cut.backward:
+        # A recompute takes as long as a forward here, so first visit and others cost alike.
         times.append(sum(sum(each[stop - size : stop]) for each in (forward, inputs, weights)))
-        # The first visit has a forward, the others a recompute, which may leave something out.
-        times[-1] -= work.spared_ns[stop - 1] if number else 0
         stop -= size
     devices = work.devices
     return (work.microbatches * len(times) + devices * (devices - 1)) * max(times)

@@ -81,8 +81,8 @@ def test_policies_are_predicted_run_and_laid_over_each_other(
         assert len(step["steps"]) == 2
         assert step["error"] == pytest.approx(step["predicted"] / step["measured"] - 1)
         assert each["measured"]["makespan_s"] > 0
-        # On the CPU nothing is launched ahead. A thread may lose its core between two times.
-        assert all(ops >= late > ops / 2 > 0 for late, ops in each["ops_late"].values())
+        # On the CPU nothing is launched ahead.
+        assert all(late == ops > 0 for late, ops in each["ops_late"].values())
         assert list(each["ops_late"]) == ["gpu0 compute", "gpu1 compute"]
     # The same prediction comes from the files.
     simulation = roundel.simulate(
