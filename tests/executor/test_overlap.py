@@ -130,7 +130,7 @@ def test_no_more_than_two_layers_states_are_on_a_device_or_three_small_ones(
     monkeypatch.setattr(Transit, "states_down", counted_down)
     machine = make_machine(2, memory_bytes=memory_bytes)
     chosen = policy(**toy.CUTS, optimizer=optimizer, optimizer_on="device")
-    watched(chosen, toy.blocks(), machine=machine, memory_limit=memory_bytes)
+    watched(chosen, toy.blocks(), machine=machine)
     assert max(most) == layers
 
 
