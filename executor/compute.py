@@ -117,6 +117,7 @@ class Computer:
         self._autocast = autocast
         self._needs_gradient = needs_gradient
         self._left_out = left_out
+        self._sparing_linears: dict[int, tuple[nn.Module, list[nn.Linear]]] = {}
         self._pace = Pace(device)
         self._backwards_noted = 0
 
@@ -224,10 +225,13 @@ class Computer:
 
     def _sparing(self, layer: int, module: nn.Module, value: Value) -> AbstractContextManager[None]:
         """In here a layer leaves out what need not be made where nobody reads its output."""
-        found = self._left_out.get(layer, LeftOut())
-        if not found.names or looks_of(value) != found.inputs:
+        found = self._left_out.get(layer)
+        if found is None or not found.names or looks_of(value) != found.inputs:
             return nullcontext()
-        return leaving_out(linears_of(module, found.names))
+        known = self._sparing_linears.get(layer)
+        if known is None or known[0] is not module:
+            known = self._sparing_linears[layer] = (module, linears_of(module, found.names))
+        return leaving_out(known[1])
 
     def _casting(self) -> Any:
         if self._autocast is None:

@@ -37,6 +37,7 @@ class LaneThread:
     ) -> None:
         self.stream = stream
         self._blocks, self._threads = blocks, threads
+        self._last: Mark | None = None  # The end of the run before this one.
         self._jobs: SimpleQueue[tuple[Run, int, Handler] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"roundel {name}", daemon=True)
         self._began = threading.Event()
@@ -86,22 +87,30 @@ class LaneThread:
                 _reached(run.ended[tasks[place - AHEAD]]).block()
             for mark in marks:
                 self.stream.wait(mark)
-            run.started[task] = self.stream.record()
             run.begun_ns[task] = time.perf_counter_ns()
             handler(task)
             run.issued_ns[task] = time.perf_counter_ns()
             run.ended[task] = self.stream.record()
             run.issue(task)
+        self._last = run.ended[tasks[-1]] if tasks else self._last
 
     def _issued(self, run: Run, task: int) -> list[Mark]:
         """The ends of what a task waits for, when all has been issued or the run has failed."""
-        waits = [*run.after.pop(task, ()), *((run, before) for before in run.before(task))]
+        earlier = run.after.pop(task, ())
+        waits = [*earlier, *((run, before) for before in run.before(task))]
         for each, before in waits:
             each.wait_issued(before)
             if each.failure is not None:
                 run.fail(each.failure)
                 return []
-        return [_reached(each.ended[before]) for each, before in waits]
+        marks = [_reached(each.ended[before]) for each, before in waits]
+        behind = marks[: len(earlier)]
+        if self._last is not None:
+            behind.append(self._last)
+            self._last = None
+        if behind:
+            run.behind[task] = behind
+        return marks
 
 
 def _takes_freed_memory(program: Program, task: int) -> bool:

@@ -86,8 +86,7 @@ def measure_layers(
             if layer == len(layers) - 1:
                 run.loss = lambda output: loss_fn(output, goal)
             try:
-                run.warm_up(value, needs, warm_s)
-                measured = run.measure(value, needs, optimizer, repeats, split)
+                measured = run.measure(value, needs, optimizer, repeats, split, warm_s)
                 known[kind] = _Kind(*measured, run.left_out, run.passes_gradient)
             except Exception as error:
                 error.add_note(f"in layer {layer} ({type(module).__name__}), while it was measured")

@@ -103,20 +103,17 @@ def make_copy(source: torch.device, target: torch.device, nbytes: int) -> Copy:
 
 def shortest_ns(copies: Sequence[Copy], devices: Sequence[torch.device]) -> int:
     """The shortest time of these together, of some runs after a first one."""
-    return min(times_ns(copies, devices, REPEATS))
+    return min([time_ns(copies, devices) for _ in range(REPEATS + 1)][1:])
 
 
-def times_ns(copies: Sequence[Copy], devices: Sequence[torch.device], repeats: int) -> list[int]:
-    """The times of these together, of so many runs after a first one."""
-    times = []
-    for _ in range(repeats + 1):
-        _wait(devices)
-        start = time.perf_counter_ns()
-        for copy in copies:
-            copy()
-        _wait(devices)
-        times.append(time.perf_counter_ns() - start)
-    return times[1:]
+def time_ns(copies: Sequence[Copy], devices: Sequence[torch.device]) -> int:
+    """How long these take together."""
+    _wait(devices)
+    start = time.perf_counter_ns()
+    for copy in copies:
+        copy()
+    _wait(devices)
+    return time.perf_counter_ns() - start
 
 
 def _wait(devices: Sequence[torch.device]) -> None:

@@ -19,7 +19,7 @@ from .measure_links import (
     behind_one_channel,
     measured_link,
     shortest_ns,
-    times_ns,
+    time_ns,
 )
 from .measure_tasks import task_ns
 from .places import threads, threads_of_updates
@@ -27,11 +27,18 @@ from .places import threads, threads_of_updates
 SIDE = 4096
 """Of the square that is updated: with its states more than caches hold."""
 
+SQUARES = 3
+"""So many are updated in turn, each where in memory it may be."""
+
 SUMS = 4
 """Pairs of such squares that are summed in turn: gradients come from memory, not from caches."""
 
-REPEATS = 9
-"""Times that work on the host is timed, beside GPUs that are busy."""
+LEAST_S, LEAST = 0.5, 5
+"""How long, and how often, work on the host is timed, beside GPUs that are busy.
+
+Its time depends on which cores its threads have got, and on what the GPUs are copying just then:
+moments of it were up to 60 % apart.
+"""
 
 
 def measure_machine(
@@ -60,8 +67,8 @@ def measure_machine(
         updates |= {each: _per_s(shortest_ns([update(each)], (each,))) for each in places}
     with threads(threads_of_updates(devices)), kept_busy(devices):
         if "host" in updates_on:
-            updates[host] = _per_s(_usual_ns(update(host)))
-        sums = _per_s(_usual_ns(_sum(compute)))
+            updates[host] = _per_s(_usual_ns([update(host) for _ in range(SQUARES)]))
+        sums = _per_s(_usual_ns([_sum(compute) for _ in range(SUMS)]))
     made, links = [], []
     for number, (device, nbytes) in enumerate(zip(devices, memory_bytes, strict=True)):
         name = f"gpu{number}"
@@ -116,18 +123,20 @@ def _update(
 
 def _sum(compute: torch.dtype | None) -> Copy:
     # Of zeros the system makes no pages before they are written to: they would cost nothing.
-    pairs = cycle([[torch.ones(SIDE, SIDE, dtype=compute) for _ in range(2)] for _ in range(SUMS)])
-
-    def step() -> Tensor:
-        sums, gradient = next(pairs)
-        return sums.add_(gradient)
-
-    return step
+    sums, gradient = (torch.ones(SIDE, SIDE, dtype=compute) for _ in range(2))
+    return lambda: sums.add_(gradient)
 
 
-def _usual_ns(work: Copy) -> int:
-    """The median time of work on the host, which others may hold up."""
-    return round(median(times_ns([work], (torch.device("cpu"),), REPEATS)))
+def _usual_ns(works: list[Copy]) -> int:
+    """The median time of works on the host, in turn, which others may hold up."""
+    for work in works:
+        work()
+    times: list[int] = []
+    for work in cycle(works):
+        if len(times) >= LEAST and sum(times) >= LEAST_S * 1e9:
+            break
+        times.append(time_ns([work], ()))
+    return round(median(times))
 
 
 def _per_s(nanoseconds: int) -> int:

@@ -14,6 +14,9 @@ CUDA's queue of a stream holds about a thousand kernels; so many are about thirt
 Whoever launches into a full one waits there, and to mark the end of a task with Python's lock.
 """
 
+MARKED = 5
+"""After so many there is a mark: at each, Python's lock changes hands."""
+
 BACKWARD = 3
 """A layer's backward has about so many times its forward's kernels."""
 
@@ -27,13 +30,17 @@ class Pace:
     def __init__(self, device: torch.device, mark: Callable[[torch.device], Mark] = mark_now):
         self._device, self._mark = device, mark
         self._under_way: deque[tuple[Mark, int]] = deque()
+        self._unmarked = 0
 
     def wait(self) -> None:
         """Block until one more layer may be launched."""
-        while sum(count for _, count in self._under_way) >= AHEAD:
+        while self._unmarked + sum(count for _, count in self._under_way) >= AHEAD:
             mark, _ = self._under_way.popleft()
             mark.block()
 
     def launched(self, forwards: int) -> None:
         """As much as so many layers' forwards has been launched."""
-        self._under_way.append((self._mark(self._device), forwards))
+        self._unmarked += forwards
+        if self._unmarked >= MARKED:
+            self._under_way.append((self._mark(self._device), self._unmarked))
+            self._unmarked = 0

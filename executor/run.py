@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..policies.program import Program
-from .streams import Mark
+from .streams import Clock, Mark
 
 Before = list[list[int]]
 """By task, the tasks that it waits for, besides the one before it on its lane."""
@@ -25,8 +25,8 @@ def before_of(program: Program) -> Before:
 class Run:
     """One pass through a program: which tasks are done, when they ran, and what went wrong.
 
-    `started` and `ended` are marks on a task's stream, `begun_ns` and `issued_ns` when its thread
-    began and ended to launch it, by the host's clock.
+    `ended` are marks on each task's stream, `begun_ns` and `issued_ns` when its thread began and
+    ended to launch it, by the host's clock; `behind` what it came behind of the pass before.
 
     before: `before_of(program)`, where it is known.
     after: tasks of the pass before this one that some tasks wait for, too.
@@ -41,8 +41,8 @@ class Run:
         count = len(program)
         self.program = program
         self.after = after or {}
-        self.started: list[Mark | None] = [None] * count
         self.ended: list[Mark | None] = [None] * count
+        self.behind: dict[int, list[Mark]] = {}
         self.begun_ns, self.issued_ns = [0] * count, [0] * count
         self.failure: BaseException | None = None
         self._before = before_of(program) if before is None else before
@@ -84,6 +84,25 @@ class Run:
             self._waiting.clear()
         for each in waiting:
             each.release()
+
+    def times_ns(self, clock: Clock) -> tuple[list[int], list[int]]:
+        """When each task started and ended, since the clock's start; all must be done.
+
+        A task starts when its thread has begun to launch it, the one before it on its lane has
+        ended, and all that it waits for. So one mark a task is enough, and marks are dear: Python's
+        lock changes hands at each.
+        """
+        ends = [0 if mark is None else mark.time_ns(clock) for mark in self.ended]
+        starts = [begun - clock.start_ns for begun in self.begun_ns]
+        for lane in range(len(self.program.lanes)):
+            free: list[int] = []
+            for task in self.program.tasks_of(lane):
+                waits = [ends[each] for each in self._before[task]]
+                waits += [mark.time_ns(clock) for mark in self.behind.get(task, ())]
+                # Clocks of devices differ by some microseconds.
+                starts[task] = min(max([starts[task], *waits, *free]), ends[task])
+                free = [ends[task]]
+        return starts, ends
 
     def begin(self, lane: int) -> threading.Event:
         """A lane takes part; it sets the event that it gets when it has come to its end."""

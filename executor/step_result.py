@@ -57,8 +57,7 @@ class StepResult:
             self._run.wait()
             if self._run.failure is not None:
                 raise self._run.failure
-            ends = [mark.time_ns(self._clock) for mark in self._run.ended if mark is not None]
-            starts = [mark.time_ns(self._clock) for mark in self._run.started if mark is not None]
+            starts, ends = self._run.times_ns(self._clock)
             first = min(starts, default=0) if self._overlaps else 0
             times = np.array(starts, np.int64) - first, np.array(ends, np.int64) - first
             self._timeline = record(self._run.program, *times, self._name, "measured")

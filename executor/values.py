@@ -1,6 +1,7 @@
 """Values: what passes between layers, a tensor or nested tuples, lists and dicts of them."""
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -167,4 +168,9 @@ def count_tokens(inputs: Value) -> int:
 
 def looks_of(value: Value) -> str:
     """The shapes and dtypes of a value's tensors, which its costs depend on."""
-    return str([(tuple(each.shape), str(each.dtype)) for each in tensors_of(value)])
+    return _shown(tuple((each.shape, each.dtype) for each in tensors_of(value)))
+
+
+@lru_cache
+def _shown(looks: tuple[tuple[torch.Size, torch.dtype], ...]) -> str:
+    return str([(tuple(shape), str(dtype)) for shape, dtype in looks])

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from . import options as opt
 from . import train_options as own
+from .analysis.chrome import write_chrome_trace
 from .analysis.files import make_folder
 from .analysis.metrics import measure
 from .analysis.timeline_picture import draw_pair
@@ -56,7 +57,8 @@ def validate_command(
         typer.Option(
             "--output",
             "-o",
-            help="A folder for the trace, the machine, all figures and a picture of each policy.",
+            help="A folder for the trace, the machine, all figures, and of each policy a picture "
+            "and both timelines as Chrome traces.",
             rich_help_panel=opt.OUTPUT,
         ),
     ] = None,
@@ -143,7 +145,7 @@ def _validated(
     tell: Callable[[str], None],
     output: Path | None,
 ) -> Iterator[Validation]:
-    """Each policy that runs; of one that does not, why not. Draws each as it comes."""
+    """Each policy that runs; of one that does not, why not. Draws and writes each as it comes."""
     from .executor.training_setup import explain
 
     for name, policy in chosen.items():
@@ -158,6 +160,8 @@ def _validated(
             continue
         if output:
             draw_pair(done.alone, done.run.timeline, output / f"{_file_name(name)}.png")
+            write_chrome_trace(done.alone, output / f"{_file_name(name)}.predicted.json.gz")
+            write_chrome_trace(done.run.timeline, output / f"{_file_name(name)}.measured.json.gz")
         yield done
 
 

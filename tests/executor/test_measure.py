@@ -221,10 +221,10 @@ def test_gradients_are_numbers_that_differ_and_a_loss_has_its_own() -> None:
     embedding, *_, head = decoder_layers(SHAPE)
     measured([embedding, Seeing(), head], loss, repeats=2)
     of_layer = [each for each in seen if each.ndim]
-    assert len(of_layer) == 3 + 1 + len(FILLS)  # The last for what a recompute leaves out.
+    assert len(of_layer) == 4 + 1 + len(FILLS)  # The last for what a recompute leaves out.
     assert all(len(each.unique()) > each.numel() // 2 for each in of_layer)
     assert all(torch.equal(each, of_layer[0]) for each in of_layer)
-    assert [each.item() for each in seen if not each.ndim] == [1.0] * 3
+    assert [each.item() for each in seen if not each.ndim] == [1.0] * 4
 
 
 @pytest.mark.usefixtures("marks_of_what_is_taken")

@@ -1,5 +1,6 @@
 """`roundel profile` and `roundel validate`: the whole loop, on virtual devices."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -72,8 +73,14 @@ def test_policies_are_predicted_run_and_laid_over_each_other(
     assert run(f"validate {SMALL} --policies 1f1b,round-robin --measure 2 -o {out}") == 0
     output = capsys.readouterr().out
     assert "order of the policies:" in output
+    made = [".png", ".predicted.json.gz", ".measured.json.gz"]
     names = {path.name for path in out.iterdir()}
-    assert names == {"trace.json", "machine.json", "validate.json", "1f1b.png", "round-robin.png"}
+    assert names == {
+        *("trace.json", "machine.json", "validate.json"),
+        *(f"{policy}{ending}" for policy in ("1f1b", "round-robin") for ending in made),
+    }
+    drawn = json.loads(gzip.decompress((out / "1f1b.measured.json.gz").read_bytes()))
+    assert drawn["otherData"]["source"] == "measured"
     figures = json.loads((out / "validate.json").read_text())["policies"]
     assert [each["policy"] for each in figures] == ["1f1b", "round-robin"]
     for each in figures:
