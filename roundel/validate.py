@@ -12,7 +12,7 @@ from .policies.plan import Plan
 from .policies.policy import Policy
 from .policies.work import Work
 from .sim.engine import simulate_program
-from .traces.remeasured import trace_of_timeline
+from .traces.remeasured import machine_of_timeline, trace_of_timeline
 from .traces.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Validation:
 
     predicted: a step among others. alone: the very step that `run.timeline` has, predicted as if
     there were no other. resimulated: a step among others, from the times that the run's own ops
-    took, so that what is left is the cost model's. places: the devices.
+    and updates took, so that what is left is the cost model's. places: the devices.
     """
 
     name: str
@@ -108,7 +108,9 @@ def validate(job: "Job", work: Work, name: str, policy: Policy, steps: int) -> V
     predicted = predict(work, policy, name)
     done = run(job, work, policy, steps)
     alone = simulate_program(lower([policy.plan(work, done.step)], work), name)
-    again = Work(trace_of_timeline(done.timeline, work.trace), work.machine, work.microbatches)
+    trace = trace_of_timeline(done.timeline, work.trace)
+    machine = machine_of_timeline(done.timeline, alone, work.machine)
+    again = Work(trace, machine, work.microbatches)
     resimulated = predict(again, _Same(policy, work), name)
     places = tuple(map(str, job.devices))
     return Validation(name, predicted, alone, resimulated, done, places)

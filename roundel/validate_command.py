@@ -200,7 +200,7 @@ def print_validations(console: Console, validations: list[Validation]) -> None:
             if each.run.memory_bytes is not None and late > LATE * ops:
                 say(console, f"{each.name}: {lane} waited for the host in {late} of {ops} ops")
         left = error(each.resimulated.metrics.step_s, each.step_s)
-        say(console, f"{each.name}: with its own measured op times simulated again {left:+.1%}")
+        say(console, f"{each.name}: simulated again as its own ops and updates took: {left:+.1%}")
     wrong = wrong_order(validations)
     say(console, f"order of the policies: {wrong or 'as predicted'}")
 

@@ -1,8 +1,9 @@
-"""A timeline turned back into a trace: what its ops really took, shared out over their layers."""
+"""A timeline turned back into a trace and a machine: what its ops and updates really took."""
 
 from collections import defaultdict
 from statistics import median
 
+from .machine import Machine
 from .timeline import Timeline
 from .trace import LayerCost, Trace
 
@@ -45,6 +46,42 @@ def trace_of_timeline(timeline: Timeline, trace: Trace) -> Trace:
     layers = tuple(_updated(cost, number, found) for number, cost in enumerate(trace.layers))
     provenance = f"from a measured timeline of {timeline.name}; before: {trace.provenance}"
     return trace.model_copy(update={"layers": layers, "provenance": provenance})
+
+
+def machine_of_timeline(timeline: Timeline, predicted: Timeline, machine: Machine) -> Machine:
+    """The machine with the rates of the updates that a measured timeline has; links stay.
+
+    predicted: the same step, simulated on `machine`. Where updates took twice as long, the host's
+    rates, of adding up too, or a device's are half.
+    """
+    took, planned = _updates_ns(timeline), _updates_ns(predicted)
+
+    def scaled(rate: int, device: int) -> int:
+        if not rate or not took[device] or not planned[device]:
+            return rate
+        return max(1, rate * planned[device] // took[device])
+
+    host = machine.host
+    rates = {
+        name: scaled(getattr(host, name), -1)
+        for name in ("optimizer_params_per_s", "sum_params_per_s")
+    }
+    devices = tuple(
+        each.model_copy(
+            update={"optimizer_params_per_s": scaled(each.optimizer_params_per_s, number)}
+        )
+        for number, each in enumerate(machine.devices)
+    )
+    return machine.model_copy(update={"host": host.model_copy(update=rates), "devices": devices})
+
+
+def _updates_ns(timeline: Timeline) -> dict[int, int]:
+    """How long updates took on each device, and on the host (-1)."""
+    took: dict[int, int] = defaultdict(int)
+    for span in timeline.spans():
+        if span.kind == "update":
+            took[span.lane.device] += span.end_ns - span.start_ns
+    return took
 
 
 def _time(cost: LayerCost, field: str) -> int:

@@ -5,10 +5,11 @@ import pytest
 
 import roundel
 from roundel.policies.lowering import lower
+from roundel.policies.plan import Place
 from roundel.policies.work import Work
 from roundel.sim.engine import simulate_program
-from roundel.traces.machine import ideal_machine
-from roundel.traces.remeasured import trace_of_timeline
+from roundel.traces.machine import Host, ideal_machine
+from roundel.traces.remeasured import machine_of_timeline, trace_of_timeline
 from roundel.traces.timeline import KIND_CODE, KINDS
 
 from ..costs import make_trace, make_work
@@ -96,3 +97,33 @@ def test_recomputes_tell_of_the_layer_behind_which_its_backward_comes() -> None:
     assert [(each.recompute_ns, each.recompute_last_ns) for each in without] == [
         *((15, None), (15, None), (None, None)),
     ]
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_updates_tell_of_the_host_and_of_each_device(place: Place) -> None:
+    trace = make_trace(4, trainable_params=1000, param_bytes=8, grad_bytes=8)
+    machine = ideal_machine(2)
+    machine = machine.model_copy(
+        update={
+            "host": Host(optimizer_params_per_s=10**9, sum_params_per_s=4 * 10**9),
+            "devices": tuple(
+                each.model_copy(update={"optimizer_params_per_s": 2 * 10**9})
+                for each in machine.devices
+            ),
+        }
+    )
+    policy = roundel.RoundRobin((1, 1), (2, 1, 1), optimizer_on=place, round_size=2)
+    work = Work(trace, machine, 4)
+    predicted = simulate_program(lower([policy.plan(work, 0)], work), "one")
+    measured = simulate_program(lower([policy.plan(work, 0)], work), "one")
+    slow = measured.kind == KIND_CODE["update"]
+    if place == "device":
+        slow &= np.array([span.lane.device == 1 for span in measured.spans()])
+    measured.end_ns[slow] += (measured.end_ns - measured.start_ns)[slow]
+    again = machine_of_timeline(measured, predicted, machine)
+    host, devices = again.host, again.devices
+    rates = [host.optimizer_params_per_s, host.sum_params_per_s]
+    rates += [each.optimizer_params_per_s for each in devices]
+    on_host = [10**9 // 2, 2 * 10**9, 2 * 10**9, 2 * 10**9]
+    assert rates == (on_host if place == "host" else [10**9, 4 * 10**9, 2 * 10**9, 10**9])
+    assert again.links == machine.links
