@@ -33,8 +33,8 @@ SQUARES = 3
 SUMS = 4
 """Pairs of such squares that are summed in turn: gradients come from memory, not from caches."""
 
-LEAST_S, LEAST = 0.5, 5
-"""How long, and how often, work on the host is timed, beside GPUs that are busy.
+LEAST_S = 0.5
+"""How long work on the host is timed, again and again, beside GPUs that are busy.
 
 Its time depends on which cores its threads have got, and on what the GPUs are copying just then:
 moments of it were up to 60 % apart.
@@ -132,10 +132,9 @@ def _usual_ns(works: list[Copy]) -> int:
     for work in works:
         work()
     times: list[int] = []
-    for work in cycle(works):
-        if len(times) >= LEAST and sum(times) >= LEAST_S * 1e9:
-            break
-        times.append(time_ns([work], ()))
+    turns = cycle(works)
+    while sum(times) < LEAST_S * 1e9:
+        times.append(time_ns([next(turns)], ()))
     return round(median(times))
 
 

@@ -66,7 +66,7 @@ class RoundRobin(Streamed):
         if not host.sum_params_per_s:
             return work.microbatches
         params = max(1, sum(each.params_to_update for each in layers))
-        ops_ns = sum(work.together_ns("FRIW")) * work.microbatches // work.devices
+        ops_ns = sum(work.together_ns("FRB")) * work.microbatches // work.devices
         left_ns = int(HOST_SHARE * ops_ns)
         if self.optimizer_on == "host" and host.optimizer_params_per_s:
             left_ns -= params * 10**9 // host.optimizer_params_per_s

@@ -28,6 +28,9 @@ from .traces.timeline import MemoryCurve
 
 Say = Callable[[str], None]
 
+SAME = 5e-4
+"""Steps whose times are no further apart are as fast as each other."""
+
 
 def write_outputs(
     simulation: Simulation,
@@ -145,7 +148,7 @@ def verdict(comparison: Comparison) -> str:
     fitting = [each for each in others if each.metrics.fits]
     misfits = [each for each in others if not each.metrics.fits]
     said = [f"winner: {best.name}, {human_seconds(best.metrics.step_s)} a step"]
-    if others:
+    if others and not any(_are_as_fast(best, each) for each in fitting):
         said[0] += f", {_why(best, fitting)}"
     if fitting:
         said.append(_against(best, fitting, "of the others that fit"))
@@ -161,14 +164,20 @@ def _why(best: Simulation, fitting: list[Simulation]) -> str:
     second = min(fitting, key=lambda each: each.metrics.step_s)
     idle, more = best.metrics.bubble_ratio, second.metrics.bubble_ratio
     if idle < more:
-        return f"whose GPUs stand idle {human_share(idle)} of the time ({human_share(more)})"
+        its = f"{second.name}'s {human_share(more)}"
+        return f"whose GPUs stand idle {human_share(idle)} of the time ({its})"
     return "which computes less again"
+
+
+def _are_as_fast(best: Simulation, other: Simulation) -> bool:
+    mine, theirs = best.metrics.step_s, other.metrics.step_s
+    return not mine or not theirs or abs(theirs / mine - 1) < SAME
 
 
 def _against(best: Simulation, others: list[Simulation], which: str) -> str:
     second = min(others, key=lambda each: each.metrics.step_s)
     mine, theirs = best.metrics.step_s, second.metrics.step_s
-    if not mine or not theirs or abs(theirs / mine - 1) < 5e-4:
+    if _are_as_fast(best, second):
         return f"as fast as {second.name}, the fastest {which}"
     if theirs > mine:
         return f"{human_share(theirs / mine - 1)} faster than {second.name}, the fastest {which}"

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 import roundel
+from roundel.api import compare_work
 from roundel.cli import main
+from roundel.report import verdict
+
+from ..costs import make_work
 
 KEYS = [
     *("policy", "devices", "microbatches", "steps", "makespan_s", "step_s", "bubble_ratio"),
@@ -261,3 +265,16 @@ def test_output_that_cannot_be_written_is_no_traceback() -> None:
             )
         assert done.returncode == 1
         assert done.stderr == "roundel: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (roundel.ZBH1((1, 1)), "whose GPUs stand idle 4.0 % of the time (gpipe's 11.1 %); 8.0 %"),
+        (roundel.OneFOneB((1, 1)), " a step; as fast as gpipe, the fastest of the others that fit"),
+    ],
+)
+def test_why_the_winner_wins_or_that_it_is_as_fast(first: roundel.Policy, said: str) -> None:
+    """Eight microbatches on two stages that take 1, 1 and 1: 25 with ZB-H1, else 27."""
+    work = make_work([(1000, 1000, 1000)] * 2, 2, 8)
+    assert said in verdict(compare_work(work, [first, roundel.GPipe((1, 1))]))
