@@ -73,6 +73,9 @@ POLICIES: dict[str, Callable[[Arguments], roundel.Policy]] = {
     ),
     "layer-to-layer, stale": lambda given: roundel.LayerToLayer(optimizer="stale"),
     "1f1b": lambda given: roundel.OneFOneB(partition=given.cut, recompute="needed"),
+    "1f1b, by layer": lambda given: roundel.OneFOneB(
+        partition=given.cut, recompute="needed", recompute_layers=1
+    ),
     "interleaved-1f1b": lambda given: roundel.Interleaved1F1B(
         partition=given.interleaved_cut, recompute="needed"
     ),

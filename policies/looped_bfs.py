@@ -19,6 +19,7 @@ class LoopedBFS:
     partition: layers per stage, first stage first, head included. None: the balanced cut.
     recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
         `needed` as `early`, but none right behind its forward.
+    recompute_layers: so many layers at a time; None: all of a stage. See `stages.Fixed`.
     """
 
     name: ClassVar[str] = "looped-bfs"
@@ -28,6 +29,7 @@ class LoopedBFS:
     recompute: Recompute = "none"
     optimizer_on: Place = "device"
     clip: bool = False
+    recompute_layers: int | None = None
 
     def plan(self, work: Work, step: int) -> Plan:
         """The same plan for every step. Raises InputError when the partition does not fit."""

@@ -8,14 +8,20 @@ from ..traces.errors import InputError
 from .balance import balanced_cut
 from .op import Op
 from .plan import Place, Plan, Recompute
-from .work import Work
+from .work import Work, whole_number
 
 Stage = tuple[int, int]
 """The layers [first, stop) of a stage."""
 
 
 class Fixed(Protocol):
-    """A policy whose stages stay on their devices. Some also have a `weight_share`."""
+    """A policy whose stages stay on their devices. Some also have a `weight_share`.
+
+    recompute_layers: so many layers are recomputed at a time, right before their backward, last
+        layers first, from inputs that their forward has kept, as with PyTorch's checkpoints. So no
+        other layers' saved tensors need room, and each time what only makes the last output is left
+        out. None: all layers of a stage at once, from the stage's input.
+    """
 
     name: ClassVar[str]
 
@@ -27,6 +33,8 @@ class Fixed(Protocol):
     def optimizer_on(self) -> Place: ...
     @property
     def clip(self) -> bool: ...
+    @property
+    def recompute_layers(self) -> int | None: ...
 
 
 def looped_homes(policy: str, devices: int, chunks: int) -> list[int]:
@@ -48,6 +56,8 @@ def cut_stages(
     """
     partition, share = policy.partition, _weight_share(policy)
     layer_ns = _layer_ns(policy.name, work, kinds, share)
+    if "R" in kinds and policy.recompute_layers == 1:
+        layer_ns = [whole - spared for whole, spared in zip(layer_ns, work.spared_ns, strict=True)]
     if partition is None:
         _check_enough_layers(policy.name, work, len(homes))
         if spares_last and policy.recompute == "needed":
@@ -61,8 +71,11 @@ def cut_stages(
 
 def resident_plan(policy: Fixed, devices: Iterable[Sequence[Op]]) -> Plan:
     """The plan of a policy whose stages stay on their devices, which run these ops."""
+    size = policy.recompute_layers
+    if size is not None:
+        whole_number(f"{policy.name}: recompute_layers", size)
     return Plan(
-        tuple(_where_needed(ops, policy.recompute) for ops in devices),
+        tuple(_in_parts(_where_needed(ops, policy.recompute), size) for ops in devices),
         late_recompute=policy.recompute == "late",
         optimizer_on=policy.optimizer_on,
         clip=policy.clip,
@@ -91,6 +104,25 @@ def _where_needed(ops: Sequence[Op], recompute: Recompute) -> tuple[Op, ...]:
         for op, last in zip(ops, before, strict=True)
         if not (op.kind == "R" and last == op._replace(kind="F"))
     )
+
+
+def _in_parts(ops: Sequence[Op], size: int | None) -> tuple[Op, ...]:
+    """A device's ops; each recompute and the backward behind it `size` layers at a time, and its W.
+
+    A recompute's backward comes right behind it in every policy.
+    """
+    if size is None:
+        return tuple(ops)
+    result, left = [], list(reversed(ops))
+    again = {op._replace(kind="W") for op in ops if op.kind == "R"}
+    while left:
+        op = left.pop()
+        together = [op, left.pop()] if op.kind == "R" else [op]
+        step = size if op.kind == "R" or op in again else op.stop - op.first
+        for stop in range(op.stop, op.first, -step):
+            first = max(op.first, stop - step)
+            result += [each._replace(first=first, stop=stop) for each in together]
+    return tuple(result)
 
 
 def ops(kind: str, stage: Stage, microbatches: Iterable[int]) -> list[Op]:

@@ -19,6 +19,7 @@ class ZBH1:
     partition: layers per stage, first stage first, head included. None: the balanced cut.
     recompute: `early` runs a recompute as soon as it can, `late` once the gradient is there,
         `needed` as `early`, but none right behind its forward.
+    recompute_layers: so many layers at a time; None: all of a stage. See `stages.Fixed`.
     weight_share: the part of backward that W takes where the trace does not know it.
     """
 
@@ -29,6 +30,7 @@ class ZBH1:
     optimizer_on: Place = "device"
     clip: bool = False
     weight_share: float | None = None
+    recompute_layers: int | None = None
 
     def plan(self, work: Work, step: int) -> Plan:
         """The same plan for every step. Raises InputError when partition or trace do not fit."""

@@ -1,7 +1,7 @@
 """Policy `auto`: every policy of the library on what was measured here; the winner trains."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,6 @@ from .analysis.units import human_bytes
 from .api import Comparison, simulate_work
 from .policies.catalog import POLICIES, known_knobs, make_policy
 from .policies.misfit import misfit
-from .policies.plan import Recompute
 from .policies.policy import Policy, policy_name
 from .policies.streamed import Streamed
 from .policies.work import Work
@@ -28,7 +27,13 @@ STEPS = 3
 WEIGHT_SHARE = 0.5
 """The weight gradients' part of backward: of a linear layer's two products there, one."""
 
-RECOMPUTE: tuple[Recompute, ...] = ("none", "needed")
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "": {"recompute": "none"},
+    ", recompute": {"recompute": "needed"},
+    ", recompute by layer": {"recompute": "needed", "recompute_layers": 1},
+    ", recompute all by layer": {"recompute": "early", "recompute_layers": 1},
+}
+"""Ways to recompute of policies whose weights stay on the devices, the last for the least room."""
 
 
 class NothingFits(InputError):
@@ -54,32 +59,30 @@ def candidates(knobs: dict[str, Any], microbatches: int) -> dict[str, Policy]:
     if unknown:
         raise InputError(f"{', '.join(unknown)}: no policy of the library has this")
     wanted = {"weight_share": WEIGHT_SHARE, **knobs}
-    modes = [knobs["recompute"]] if "recompute" in knobs else RECOMPUTE
     made: dict[str, Policy] = {}
     for name in POLICIES:
         mine = {knob: value for knob, value in wanted.items() if knob in known_knobs(name)}
         if issubclass(POLICIES[name], Streamed):
-            made |= _streamed(name, modes, mine, knobs, microbatches)
+            made |= _streamed(name, mine, knobs, microbatches)
             continue
-        for mode in modes:
-            title = name if mode == "none" else f"{name}, recompute"
-            made[title] = make_policy(name, **{**mine, "recompute": mode})
+        for title, way in RECOMPUTE.items():
+            each = {**way, **mine}
+            if each["recompute"] == "none":
+                each.pop("recompute_layers", None)
+            policy = make_policy(name, **each)
+            if policy not in made.values():
+                made[f"{name}{title}"] = policy
     return made
 
 
 def _streamed(
-    name: str,
-    modes: Sequence[Recompute],
-    mine: dict[str, Any],
-    knobs: dict[str, Any],
-    microbatches: int,
+    name: str, mine: dict[str, Any], knobs: dict[str, Any], microbatches: int
 ) -> dict[str, Policy]:
     """A policy as it is, and with any of the knobs that were not given set to another value."""
     # What is streamed cannot keep what forward saved, but where its first backward visit does.
-    modes = ["early" if mode == "needed" else mode for mode in modes if mode != "none"]
-    if not modes:
+    if mine.get("recompute") == "none":
         return {}
-    base = {**mine, "recompute": modes[0]}
+    base = {"recompute": "early", **mine}
     every: dict[str, dict[str, Any]] = {
         "one round": {"round_size": microbatches},
         "activations on the device": {"activations": "device"},

@@ -93,6 +93,7 @@ def simulate(
     hop_ms: opt.HopMs = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
+    recompute_layers: opt.RecomputeLayers = None,
     chunks: opt.Chunks = None,
     round_size: opt.RoundSize = None,
     optimizer: opt.OptimizerOption = None,
@@ -124,6 +125,7 @@ def simulate(
     knobs = opt.knobs_of(
         partition,
         recompute,
+        recompute_layers,
         chunks,
         round_size,
         optimizer,
@@ -166,6 +168,7 @@ def compare(
     hop_ms: opt.HopMs = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
+    recompute_layers: opt.RecomputeLayers = None,
     chunks: opt.Chunks = None,
     round_size: opt.RoundSize = None,
     optimizer: opt.OptimizerOption = None,
@@ -195,6 +198,7 @@ def compare(
     knobs = opt.knobs_of(
         partition,
         recompute,
+        recompute_layers,
         chunks,
         round_size,
         optimizer,
@@ -236,6 +240,7 @@ def plan(
     hop_ms: opt.HopMs = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
+    recompute_layers: opt.RecomputeLayers = None,
     chunks: opt.Chunks = None,
     round_size: opt.RoundSize = None,
     optimizer: opt.OptimizerOption = None,
@@ -253,6 +258,7 @@ def plan(
     knobs = opt.knobs_of(
         partition,
         recompute,
+        recompute_layers,
         chunks,
         round_size,
         optimizer,

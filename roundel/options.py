@@ -60,6 +60,15 @@ RecomputeOption = Annotated[
         rich_help_panel=POLICY,
     ),
 ]
+RecomputeLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--recompute-layers",
+        min=1,
+        help="So many layers at a time, from inputs that are kept; else a stage at once.",
+        rich_help_panel=POLICY,
+    ),
+]
 Chunks = Annotated[
     int | None,
     typer.Option("--chunks", help="Stages per device, interleaved.", rich_help_panel=POLICY),
@@ -127,6 +136,7 @@ def work_of(
 def knobs_of(
     partition: str | None = None,
     recompute: str | None = None,
+    recompute_layers: int | None = None,
     chunks: int | None = None,
     round_size: int | None = None,
     optimizer: str | None = None,
@@ -140,6 +150,7 @@ def knobs_of(
     knobs = {
         **_parse_partition(partition),
         "recompute": recompute,
+        "recompute_layers": recompute_layers,
         "chunks": chunks,
         "round_size": round_size,
         "optimizer": optimizer,

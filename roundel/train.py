@@ -75,6 +75,7 @@ class PolicySection(_Section):
     name: str = AUTO
     partition: str | None = None
     recompute: Recompute | None = None
+    recompute_layers: Positive | None = None
     chunks: Positive | None = None
     round_size: Positive | None = None
     optimizer: Optimizer | None = None

@@ -27,6 +27,7 @@ def train(
     policy: own.PolicyName = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
+    recompute_layers: opt.RecomputeLayers = None,
     chunks: opt.Chunks = None,
     round_size: opt.RoundSize = None,
     optimizer: opt.OptimizerOption = None,

@@ -27,6 +27,7 @@ FLAGS: dict[str, Flag] = {
     "policy": ("--policy", "policy", "name"),
     "partition": ("--partition", "policy", "partition"),
     "recompute": ("--recompute", "policy", "recompute"),
+    "recompute_layers": ("--recompute-layers", "policy", "recompute_layers"),
     "chunks": ("--chunks", "policy", "chunks"),
     "round_size": ("--round-size", "policy", "round_size"),
     "optimizer": ("--optimizer", "policy", "optimizer"),

@@ -73,6 +73,7 @@ def validate_command(
     sequence: own.Sequence = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
+    recompute_layers: opt.RecomputeLayers = None,
     chunks: opt.Chunks = None,
     round_size: opt.RoundSize = None,
     optimizer: opt.OptimizerOption = None,

@@ -29,6 +29,13 @@ RESIDENT = [
     for policy in toy.every_policy(recompute=recompute, optimizer_on=place)
     if not isinstance(policy, Streamed)
 ]
+BY_LAYER = [
+    policy
+    for recompute in ("early", "late", "needed")
+    for size in (1, 2)
+    for policy in toy.every_policy(recompute=recompute, recompute_layers=size)
+    if not isinstance(policy, Streamed)
+]
 STREAMED = [
     kind(
         **toy.CUTS,
@@ -57,7 +64,7 @@ def assert_same(got: tuple, expected: tuple) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("policy", RESIDENT, ids=name)
+@pytest.mark.parametrize("policy", [*RESIDENT, *BY_LAYER], ids=name)
 def test_resident_policies_train_exactly(policy: roundel.Policy) -> None:
     batches = toy.vectors()
     got = toy.train(toy.blocks(), mse, batches, policy, race=1)
@@ -115,8 +122,13 @@ def test_any_number_of_devices_and_microbatches(
 def test_tied_embedding_and_head_with_and_without_clipping(clip: float | None, place: str) -> None:
     batches = toy.tokens()
     expected = toy.plain(toy.tied_model(), toy.token_loss, batches, clip)
-    for policy in toy.every_policy(optimizer_on=place, clip=clip is not None):
-        if isinstance(policy, Streamed) and place == "device":
+    ways = ({}, {"recompute": "early", "recompute_layers": 3})
+    for policy in (
+        policy
+        for way in ways
+        for policy in toy.every_policy(optimizer_on=place, clip=clip is not None, **way)
+    ):
+        if isinstance(policy, Streamed) and (place == "device" or policy.recompute == "early"):
             continue
         got = toy.train(toy.tied_model(), toy.token_loss, batches, policy, race=3, clip_norm=clip)
         assert_same(got, expected)
@@ -128,7 +140,7 @@ def test_tied_layers_that_stream_with_states_through_the_device_are_refused() ->
         toy.train(toy.tied_model(), toy.token_loss, toy.tokens(), policy)
 
 
-@pytest.mark.parametrize("policy", toy.every_policy(recompute="early"), ids=name)
+@pytest.mark.parametrize("policy", [*toy.every_policy(recompute="early"), *BY_LAYER[:7]], ids=name)
 def test_frozen_layers_stay_and_the_others_train_exactly(policy: roundel.Policy) -> None:
     def model() -> list[nn.Module]:
         layers = toy.blocks()
@@ -174,7 +186,8 @@ def test_dropout_draws_the_same_numbers_again(recompute: str) -> None:
     """With and without recompute, by any cut: the same masks, so the same losses and weights."""
     batches = toy.vectors()
     expected = toy.train(toy.blocks(dropout=0.3), mse, batches, roundel.GPipe(), devices=1, seed=7)
-    for policy in toy.every_policy(recompute=recompute):
+    by_layer = [each for each in BY_LAYER if each.recompute == recompute]
+    for policy in [*toy.every_policy(recompute=recompute), *by_layer]:
         got = toy.train(toy.blocks(dropout=0.3), mse, batches, policy, race=5, seed=7)
         assert_same(got, expected)
     other = toy.train(toy.blocks(dropout=0.3), mse, batches, roundel.GPipe(), seed=8)
@@ -223,7 +236,7 @@ class Pair(nn.Module):
         return {**value, "both": (first, second)}
 
 
-@pytest.mark.parametrize("policy", toy.every_policy(recompute="late"), ids=name)
+@pytest.mark.parametrize("policy", [*toy.every_policy(recompute="late"), *BY_LAYER[7:14]], ids=name)
 def test_tuples_and_dicts_between_layers(policy: roundel.Policy) -> None:
     def model() -> list[nn.Module]:
         torch.manual_seed(2)

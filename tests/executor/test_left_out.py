@@ -198,6 +198,7 @@ POLICIES = {
     "round-robin, stale": roundel.RoundRobin(optimizer="stale", **toy.CUTS),
     "layer-to-layer": roundel.LayerToLayer(partition=(4, 4), backward_partition=(4, 3, 1)),
     "1f1b": roundel.OneFOneB(recompute="late"),
+    "1f1b, by layer": roundel.OneFOneB(recompute="late", recompute_layers=1),
     "zb-h1": roundel.ZBH1(recompute="early", weight_share=0.5),
 }
 

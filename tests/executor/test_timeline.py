@@ -12,6 +12,7 @@ from roundel.analysis.metrics import measure
 from roundel.analysis.timeline_picture import draw_pair, draw_timeline
 from roundel.executor.trainer import Trainer
 from roundel.policies.lowering import lower
+from roundel.policies.streamed import Streamed
 from roundel.sim.engine import simulate_program
 from roundel.traces.timeline import Timeline
 
@@ -56,6 +57,11 @@ def orders(timeline: Timeline) -> dict[str, list[tuple]]:
 POLICIES = [
     *toy.every_policy(recompute="early"),
     *toy.every_policy(optimizer_on="host", recompute="none"),
+    *(
+        each
+        for each in toy.every_policy(recompute="needed", recompute_layers=1)
+        if not isinstance(each, Streamed)
+    ),
     roundel.RoundRobin(**toy.CUTS, optimizer_on="device"),
     roundel.RoundRobin(**toy.CUTS, optimizer="stale", activations="device", recompute="late"),
 ]

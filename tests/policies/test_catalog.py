@@ -137,7 +137,8 @@ def test_an_unknown_policy_lists_the_known() -> None:
 
 def test_an_unknown_knob_lists_the_known() -> None:
     assert refusal("1f1b", chunks=2) == (
-        "1f1b: no knob 'chunks'; its knobs are partition, recompute, optimizer_on, clip"
+        "1f1b: no knob 'chunks'; its knobs are partition, recompute, optimizer_on, clip, "
+        "recompute_layers"
     )
 
 

@@ -8,11 +8,13 @@ import pytest
 from roundel.policies.gpipe import GPipe
 from roundel.policies.interleaved_1f1b import Interleaved1F1B
 from roundel.policies.looped_bfs import LoopedBFS
+from roundel.policies.lowering import lower
 from roundel.policies.one_f_one_b import OneFOneB
 from roundel.policies.plan import Plan, Recompute
 from roundel.policies.work import Work
 from roundel.policies.zb_h1 import ZBH1
 from roundel.policies.zb_v import ZBV
+from roundel.sim.engine import simulate_program
 from roundel.traces.errors import InputError
 from roundel.traces.machine import ideal_machine
 from roundel.traces.trace import LayerCost, Trace
@@ -118,3 +120,57 @@ def test_the_cut_knows_that_the_last_stage_recomputes_nothing_where_none_is_need
     assert stops == [6, 6, 5]
     stops = [ZBH1(recompute=mode).plan(work, 0).devices[0][0].stop for mode in modes]
     assert stops == [6, 6, 5]
+
+
+BY_LAYER = {
+    (OneFOneB, "early", 1): "0:5F0 4:5R0 4:5B0 3:4R0 3:4B0 2:3R0 2:3B0 1:2R0 1:2B0 0:1R0 0:1B0",
+    (OneFOneB, "late", 2): "0:5F0 3:5R0 3:5B0 1:3R0 1:3B0 0:1R0 0:1B0",
+    (GPipe, "early", 9): "0:5F0 0:5R0 0:5B0",
+    (OneFOneB, "needed", 1): "0:5F0 0:5B0",
+    (GPipe, "none", 1): "0:5F0 0:5B0",
+    (ZBH1, "early", 3): "0:5F0 2:5R0 2:5I0 0:2R0 0:2I0 2:5W0 0:2W0",
+    (ZBH1, "needed", 3): "0:5F0 0:5I0 0:5W0",
+}
+
+
+@pytest.mark.parametrize(("kind", "recompute", "size"), BY_LAYER)
+def test_layers_are_recomputed_so_many_at_a_time_right_before_their_backward(
+    kind: type[OneFOneB], recompute: Recompute, size: int
+) -> None:
+    policy = kind(recompute=recompute, recompute_layers=size)
+    (ops,) = policy.plan(make_work(5, 1, 1), 0).devices
+    assert " ".join(map(str, ops)) == BY_LAYER[kind, recompute, size]
+
+
+def test_of_other_layers_nothing_is_saved_while_one_is_recomputed() -> None:
+    """Four layers that save 100 each besides their input of 1, and two microbatches."""
+    work = make_work(4, 1, 2, saved_bytes=100, output_bytes=1)
+
+    def peak(size: int | None) -> int:
+        plan = GPipe(recompute="late", recompute_layers=size).plan(work, 0)
+        curve, _ = simulate_program(lower([plan], work), "memory").memory
+        return curve.peak_bytes
+
+    assert peak(None) == 4 * 100 + 3
+    # Inputs of later parts wait, of both microbatches; a gradient of one comes out of the last.
+    assert peak(2) == 2 * 1 + (2 * 100 + 1) + 1
+    assert peak(1) == 2 * 3 + 100 + 1
+
+
+def test_the_cut_counts_what_each_layer_leaves_out_where_each_is_recomputed_alone() -> None:
+    """18 a layer, but 11 of the first six: 4 x 18 | 4 x 18, or 5 x 11 | 11 + 2 x 18."""
+    work = make_work([(8, 1, 1)] * 8, 2, 4)
+    costs = [
+        each.model_copy(update={"recompute_last_ns": 1 if number < 6 else None})
+        for number, each in enumerate(work.trace.layers)
+    ]
+    work = replace(work, trace=work.trace.model_copy(update={"layers": tuple(costs)}))
+    sizes = (None, 2, 1)
+    plans = [GPipe(recompute="late", recompute_layers=size).plan(work, 0) for size in sizes]
+    assert [plan.devices[0][0].stop for plan in plans] == [4, 4, 5]
+
+
+@pytest.mark.parametrize(("size", "said"), [(0, "at least 1"), (True, "a whole number")])
+def test_a_wrong_number_of_layers_is_refused(size: int, said: str) -> None:
+    with pytest.raises(InputError, match=f"gpipe: recompute_layers: must be {said}"):
+        GPipe(recompute="late", recompute_layers=size).plan(make_work(3, 1, 1), 0)

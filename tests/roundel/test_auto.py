@@ -44,6 +44,39 @@ def test_what_was_asked_for_is_not_changed(knobs: dict, gone: str) -> None:
     assert all(getattr(each, knob) == value for each in ours)
 
 
+@pytest.mark.parametrize(
+    ("knobs", "ways"),
+    [
+        (
+            {},
+            {
+                "gpipe": ("none", None),
+                "gpipe, recompute": ("needed", None),
+                "gpipe, recompute by layer": ("needed", 1),
+                "gpipe, recompute all by layer": ("early", 1),
+            },
+        ),
+        ({"recompute": "none"}, {"gpipe": ("none", None)}),
+        (
+            {"recompute": "late"},
+            {"gpipe": ("late", None), "gpipe, recompute by layer": ("late", 1)},
+        ),
+        (
+            {"recompute_layers": 2},
+            {
+                "gpipe": ("none", None),
+                "gpipe, recompute": ("needed", 2),
+                "gpipe, recompute all by layer": ("early", 2),
+            },
+        ),
+    ],
+)
+def test_ways_to_recompute(knobs: dict, ways: dict[str, tuple[str, int | None]]) -> None:
+    found = candidates(knobs, microbatches=8)
+    ours = {name: each for name, each in found.items() if isinstance(each, roundel.GPipe)}
+    assert {name: (each.recompute, each.recompute_layers) for name, each in ours.items()} == ways
+
+
 def test_without_recompute_nothing_is_streamed() -> None:
     names = candidates({"recompute": "none"}, 8)
     assert not any("round-robin" in name or "layer-to-layer" in name for name in names)
