@@ -1,8 +1,8 @@
 """The machine that a trainer has, as a Machine: memory, links and optimizers, measured briefly."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from itertools import combinations, cycle
+from itertools import combinations
 from statistics import median
 
 import torch
@@ -33,12 +33,15 @@ SQUARES = 3
 SUMS = 4
 """Pairs of such squares that are summed in turn: gradients come from memory, not from caches."""
 
-LEAST_S = 0.5
-"""How long work on the host is timed, again and again, beside GPUs that are busy.
+BRIEFLY_S = 0.1
+"""How long work on the host is timed, again and again, beside GPUs that are busy, where it is to
+be measured briefly; `THOROUGHLY_S` where not.
 
 Its time depends on which cores its threads have got, and on what the GPUs are copying just then:
 moments of it were up to 60 % apart.
 """
+
+THOROUGHLY_S = 0.5
 
 
 def measure_machine(
@@ -50,12 +53,13 @@ def measure_machine(
     weights: torch.dtype = torch.float32,
     updates_on: Collection[Place] = ("host", "device"),
     host_memory_bytes: int = 0,
+    timed_s: float = BRIEFLY_S,
 ) -> Machine:
     """The machine of these devices, each with so much memory, and the host (0: not limited).
 
     An update changes weights of the dtype `weights`, takes its gradient and gives its weights back
     in the dtype `compute`; elsewhere than in `updates_on` it is not measured, and takes no time.
-    On the host it is measured while the GPUs are busy, as they are in a step.
+    On the host it is measured for `timed_s` while the GPUs are busy, as they are in a step.
     Several virtual devices on one share its link to the host.
     """
     host = torch.device("cpu")
@@ -67,8 +71,8 @@ def measure_machine(
         updates |= {each: _per_s(shortest_ns([update(each)], (each,))) for each in places}
     with threads(threads_of_updates(devices)), kept_busy(devices):
         if "host" in updates_on:
-            updates[host] = _per_s(_usual_ns([update(host) for _ in range(SQUARES)]))
-        sums = _per_s(_usual_ns([_sum(compute) for _ in range(SUMS)]))
+            updates[host] = _per_s(_usual_ns(lambda: update(host), SQUARES, timed_s))
+        sums = _per_s(_usual_ns(lambda: _sum(compute), SUMS, timed_s))
     made, links = [], []
     for number, (device, nbytes) in enumerate(zip(devices, memory_bytes, strict=True)):
         name = f"gpu{number}"
@@ -127,14 +131,17 @@ def _sum(compute: torch.dtype | None) -> Copy:
     return lambda: sums.add_(gradient)
 
 
-def _usual_ns(works: list[Copy]) -> int:
-    """The median time of works on the host, in turn, which others may hold up."""
-    for work in works:
-        work()
-    times: list[int] = []
-    turns = cycle(works)
-    while sum(times) < LEAST_S * 1e9:
-        times.append(time_ns([next(turns)], ()))
+def _usual_ns(make: Callable[[], Copy], most: int, timed_s: float) -> int:
+    """The median time of work on the host, of at most so many of its kind in turn.
+
+    Others may hold it up.
+    """
+    works, times = list[Copy](), list[int]()
+    while sum(times) < timed_s * 1e9:
+        if len(works) < most:
+            works.append(make())
+            works[-1]()
+        times.append(time_ns([works[len(times) % len(works)]], ()))
     return round(median(times))
 
 

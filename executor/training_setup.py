@@ -13,7 +13,7 @@ from ..policies.work import Work
 from ..traces.errors import InputError
 from .masters import OptimizerFactory
 from .measure import Told, measure_layers
-from .measure_machine import measure_machine
+from .measure_machine import THOROUGHLY_S, measure_machine
 from .model_source import Model
 from .optimizer_bytes import optimizer_bytes, rows_of
 from .training_loop import Batches
@@ -127,6 +127,7 @@ def measured_work(
         weights=weights,
         updates_on=updates_on,
         host_memory_bytes=host_memory_bytes,
+        timed_s=THOROUGHLY_S,
     )
     return Work(named, machine, microbatches)
 

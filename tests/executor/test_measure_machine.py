@@ -1,5 +1,6 @@
 """The machine that is measured: what hangs on what, and that a simulation runs on it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import roundel
 from roundel.executor.measure_links import CHANNEL, Together, behind_one_channel
-from roundel.executor.measure_machine import measure_machine, switches_of
+from roundel.executor.measure_machine import _usual_ns, measure_machine, switches_of
 from roundel.executor.places import memory_limits, sharing_cores, threads_of_updates
 from roundel.traces.machine import Device, Link, Machine
 
@@ -108,3 +109,27 @@ def test_a_machine_with_a_shared_channel_simulates() -> None:
     apart = machine.model_copy(update={"switches": (), "links": tuple(links(*[50 * 10**9] * 2))})
     free = roundel.simulate("qwen3-1.7b-rtx4090", "layer-to-layer", microbatches=4, machine=apart)
     assert simulation.metrics.exposed_transfer_s > 1.3 * free.metrics.exposed_transfer_s
+
+
+@pytest.mark.parametrize(("sleep_s", "made", "timed"), [(0.004, 3, 5), (0.03, 1, 1)])
+def test_work_on_the_host_is_timed_in_turn_as_long_as_is_asked_for(
+    sleep_s: float, made: int, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 20 ms five of 4, of three of a kind in turn, each once before; of 30 ms one is enough."""
+    now, runs = 0.0, list[int]()
+    monkeypatch.setattr("time.perf_counter_ns", lambda: round(now * 1e9))
+
+    def make() -> Callable[[], None]:
+        number = len(set(runs))
+
+        def work() -> None:
+            nonlocal now
+            runs.append(number)
+            now += sleep_s
+
+        return work
+
+    assert _usual_ns(make, 3, 0.02) == round(sleep_s * 1e9)
+    assert len(set(runs)) == made
+    assert len(runs) == made + timed
+    assert max(map(runs.count, set(runs))) - min(map(runs.count, set(runs))) <= 1
