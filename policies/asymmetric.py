@@ -167,8 +167,9 @@ def _longest(stop: int, times: _Times, fits: Fits, bound: int) -> int:
     """The most layers before `stop` that one visit can take."""
     ends = times.ends
     first = bisect_left(ends, ends[stop] - times.spared[stop] - bound, 0, stop)
-    while first < stop and not fits(first, stop):
-        first += 1
+    if first < stop and not fits(first, stop):
+        # More layers never need less.
+        first += bisect_left(range(first, stop), True, key=lambda each: fits(each, stop))
     return stop - first
 
 
@@ -176,8 +177,9 @@ def _pack_forward(layers: int, prefix: list[int], fits: Fits, bound: int) -> tup
     sizes, first = [], 0
     while first < layers:
         stop = bisect_right(prefix, prefix[first] + bound, first, layers + 1) - 1
-        while stop > first and not fits(first, stop):
-            stop -= 1
+        if stop > first and not fits(first, stop):
+            more = range(first + 1, stop)
+            stop = first + bisect_left(more, True, key=lambda each: not fits(first, each))
         if stop == first:
             return None
         sizes.append(stop - first)
