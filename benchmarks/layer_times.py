@@ -128,8 +128,7 @@ def main() -> None:
     first = 0.0
     for name, warm_s, works in ways:
         with beside(works), short_turns():
-            run.warm_up(value, True, warm_s)
-            cost, _, _ = run.measure(value, True, ADAM, arguments.repeats, False)
+            cost, _, _ = run.measure(value, True, ADAM, arguments.repeats, False, warm_s)
         times = [each / 1e6 for each in (cost.forward_ns, cost.backward_ns)]
         first = first or sum(times)
         cells = " ".join(f"{each:9.3f}" for each in (*times, sum(times)))

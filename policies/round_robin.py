@@ -9,13 +9,6 @@ from .op import Op
 from .streamed import Streamed, visits_of
 from .work import Work, whole_number
 
-HOST_SHARE = 0.5
-"""Of its ops' time so much may go to the host's updates and sums.
-
-They are measured by themselves: of Llama-8B's shape on two H200s sums took twice as long beside a
-step's copies as alone.
-"""
-
 
 @dataclass(frozen=True)
 class RoundRobin(Streamed):
@@ -26,8 +19,7 @@ class RoundRobin(Streamed):
     rotation goes on over rounds and steps. See `Streamed` for the other fields.
 
     round_size: the fewest microbatches of a round. None: as many as there are devices, or more
-        where it takes more to hide a visit's upload behind its work, or where the host, which adds
-        up the gradients of rounds, has no time for so many.
+        where it takes more to hide a visit's upload behind its work.
     """
 
     name: ClassVar[str] = "round-robin"
@@ -54,23 +46,10 @@ class RoundRobin(Streamed):
         size = self.round_size
         if size is None:
             size = max(work.devices, _hiding_round(work, cut))
-            size = max(size, -(-work.microbatches // self._rounds_that_are_summed(work)))
         whole_number("round-robin: round_size", size)
         count = max(1, work.microbatches // size)
         bounds = [work.microbatches * number // count for number in range(count + 1)]
         return [range(*pair) for pair in pairwise(bounds)]
-
-    def _rounds_that_are_summed(self, work: Work) -> int:
-        """The most rounds whose gradients the host can add up beside its updates, ops meanwhile."""
-        host, layers = work.machine.host, work.trace.layers
-        if not host.sum_params_per_s:
-            return work.microbatches
-        params = max(1, sum(each.params_to_update for each in layers))
-        ops_ns = sum(work.together_ns("FRB")) * work.microbatches // work.devices
-        left_ns = int(HOST_SHARE * ops_ns)
-        if self.optimizer_on == "host" and host.optimizer_params_per_s:
-            left_ns -= params * 10**9 // host.optimizer_params_per_s
-        return 1 + max(0, left_ns) * host.sum_params_per_s // (params * 10**9)
 
 
 def _hiding_round(work: Work, cut: AsymmetricCut) -> int:

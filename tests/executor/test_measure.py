@@ -188,6 +188,38 @@ def test_weights_are_not_saved_tensors() -> None:
     assert trace.layers[2].saved_bytes == 1
 
 
+def test_all_that_is_timed_comes_behind_the_warm_up_and_that_behind_the_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU that has rested, as it does in the trial, is faster."""
+    order: list[str] = []
+    for name in ("_try_leaving_out", "warm_up", "_forward_only_ns", "_recompute_last_ns", "_parts"):
+        run = getattr(measure_layer.LayerRun, name)
+
+        def noted(
+            self: measure_layer.LayerRun, *given: Any, name: str = name, run: Any = run
+        ) -> Any:
+            order.append(name if name != "warm_up" else f"{name} {given[-1]}")
+            return run(self, *given)
+
+        monkeypatch.setattr(measure_layer.LayerRun, name, noted)
+
+    class Runs(Odd):
+        def forward(self, value: Tensor) -> Tensor:
+            order.append("run")
+            return self.inner(value)
+
+    embedding, *_, head = decoder_layers(SHAPE)
+    measured([embedding, Runs(), head], repeats=2, split=True, warm_s=0.25)
+    mine = order[order.index("run") :]
+    assert mine[:2] == ["run", "_try_leaving_out"]
+    behind = mine.index("warm_up 0.25")
+    assert set(mine[2:behind]) <= {"run"}
+    # Of two repeats, and one for gradients to be there.
+    assert mine[behind + 1 : behind + 5] == ["run"] * 3 + ["_forward_only_ns"]
+    assert "warm_up" not in "".join(mine[behind + 1 : mine.index("_parts")])
+
+
 def test_a_first_run_that_is_slow_does_not_count() -> None:
     class SlowAtFirst(Odd):
         def forward(self, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from roundel.policies.estimate import rough_makespan_ns
 from roundel.policies.lowering import lower
 from roundel.policies.near_cuts import finer
 from roundel.policies.op import Op
-from roundel.policies.plan import Place, Plan
+from roundel.policies.plan import Plan
 from roundel.policies.round_robin import RoundRobin
 from roundel.policies.streamed import CANDIDATES
 from roundel.policies.work import Work
@@ -93,25 +93,6 @@ def test_a_round_is_long_enough_to_hide_its_uploads() -> None:
     policy = RoundRobin((1, 1), (1, 1, 1))
     assert upload_ns(work, 0, 1) == 95
     assert {len(each) for each in policy.rounds(work, policy.cut(work))} == {10}
-
-
-@pytest.mark.parametrize(
-    ("place", "updates", "sums", "rounds"),
-    [
-        *(("host", 0, 0, 16), ("host", 0, 10, 25), ("host", 100, 10, 15), ("host", 100, 20, 8)),
-        *(("host", 230, 20, 1), ("host", 900, 20, 1), ("device", 900, 20, 13)),
-    ],
-)
-def test_there_are_no_more_rounds_than_the_host_can_add_up(
-    place: Place, updates: int, sums: int, rounds: int
-) -> None:
-    """Half of the ops' time is its: 3 layers of 20 forward and back, 16 microbatches, 2 devices."""
-    work = make_work([(5, 6, 4)] * 3, 2, 16, trainable_params=1000)
-    rates = [3000 * 10**9 // each if each else 0 for each in (updates, sums)]
-    host = Host(optimizer_params_per_s=rates[0], sum_params_per_s=rates[1])
-    work = replace(work, machine=work.machine.model_copy(update={"host": host}))
-    policy = RoundRobin((1, 1), (1, 1, 1), optimizer_on=place)
-    assert policy._rounds_that_are_summed(work) == rounds
 
 
 def test_uploads_of_all_devices_share_the_host() -> None:

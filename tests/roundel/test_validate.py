@@ -12,6 +12,7 @@ import roundel
 from roundel.cli import main
 from roundel.executor import places
 from roundel.executor.trainer import Trainer
+from roundel.traces.machine import Host
 from roundel.validate import _Same, differences
 
 SMALL = "decoder-tiny --devices cpu,cpu --batch 8 -m 4 --sequence 32"
@@ -167,6 +168,21 @@ def test_the_run_is_simulated_again_by_the_plan_that_ran(monkeypatch: pytest.Mon
     )
     assert policy.plan(other, 0) != policy.plan(work, 0)
     assert _Same(policy, work).plan(other, 0) == policy.plan(work, 0)
+
+
+def test_it_is_simulated_again_with_the_updates_that_it_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever rate was measured before; here one of a parameter a second is made of it."""
+    slow = Host(optimizer_params_per_s=1)
+    monkeypatch.setattr(
+        "roundel.validate.machine_of_timeline",
+        lambda timeline, predicted, machine: machine.model_copy(update={"host": slow}),
+    )
+    line = f"validate {SMALL} --policies round-robin --measure 1 -o {tmp_path}"
+    assert run(line) == 0
+    (figures,) = json.loads((tmp_path / "validate.json").read_text())["policies"]
+    assert figures["step_s"]["resimulated"] > 1000 > figures["step_s"]["predicted"]
 
 
 def test_a_policy_that_fails_does_not_lose_the_others(
