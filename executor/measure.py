@@ -63,7 +63,7 @@ def measure_layers(
 
     Layers of one kind, alike in all but their weights' values, cost the same, and the first of them
     is run: so may a model be measured that is larger than the device, or that has no memory at all
-    (on the meta device). Times are the median of `repeats` runs after one to warm up where there
+    (on the meta device). Times are the median of `repeats` runs behind two others where there
     are several; `split` also takes backward apart; a GPU works for `warm_s` before. Every tensor
     that is kept counts at least a byte. `optimizer`: what it keeps and needs of each trained
     parameter.
