@@ -5,7 +5,7 @@ from statistics import median
 
 from .machine import Machine
 from .timeline import Timeline
-from .trace import LayerCost, Trace
+from .trace import MAX_COUNT, LayerCost, Trace
 
 _FIELDS = {
     "F": "forward_ns",
@@ -59,7 +59,7 @@ def machine_of_timeline(timeline: Timeline, predicted: Timeline, machine: Machin
     def scaled(rate: int, device: int) -> int:
         if not rate or not took[device] or not planned[device]:
             return rate
-        return max(1, rate * planned[device] // took[device])
+        return min(max(1, rate * planned[device] // took[device]), MAX_COUNT)
 
     host = machine.host
     rates = {
