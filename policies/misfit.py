@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from ..traces.machine import HOST
 from ..traces.timeline import MemoryCurve
-from .op import Op
 from .plan import Plan
 
 Size = Callable[[int], str]
@@ -33,14 +32,8 @@ def _for_a_device(curve: MemoryCurve, plan: Plan) -> list[str]:
             ["updates on the host (optimizer_on host)"] if plan.optimizer_on == "device" else []
         )
         return advice
-    return [*_less_saved(ops), *advice, "more devices", "streamed weights (round-robin)"]
-
-
-def _less_saved(ops: list[Op]) -> list[str]:
-    again = [op.stop - op.first for op in ops if op.kind == "R"]
-    if not again:
-        return ["recompute"]
-    return ["recompute of a layer at a time (recompute_layers 1)"] if max(again) > 1 else []
+    recompute = [] if any(op.kind == "R" for op in ops) else ["recompute"]
+    return [*recompute, *advice, "more devices", "streamed weights (round-robin)"]
 
 
 _LARGE = 0.1

@@ -19,8 +19,9 @@ class Fixed(Protocol):
 
     recompute_layers: so many layers are recomputed at a time, right before their backward, last
         layers first, from inputs that their forward has kept, as with PyTorch's checkpoints. So no
-        other layers' saved tensors need room, and each time what only makes the last output is left
-        out. None: all layers of a stage at once, from the stage's input.
+        other layers' saved tensors need room, but those inputs do: less in all for 1F1B, more where
+        many microbatches wait (GPipe) or what is saved stays until W. Each time what only makes the
+        last output is left out. None: all layers of a stage at once, from the stage's input.
     """
 
     name: ClassVar[str]
@@ -74,6 +75,11 @@ def resident_plan(policy: Fixed, devices: Iterable[Sequence[Op]]) -> Plan:
     size = policy.recompute_layers
     if size is not None:
         whole_number(f"{policy.name}: recompute_layers", size)
+        if policy.recompute == "none":
+            raise InputError(
+                f"{policy.name}: recompute_layers does nothing without recompute; "
+                "give recompute early, late or needed, too"
+            )
     return Plan(
         tuple(_in_parts(_where_needed(ops, policy.recompute), size) for ops in devices),
         late_recompute=policy.recompute == "late",

@@ -33,7 +33,7 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
     ", recompute by layer": {"recompute": "needed", "recompute_layers": 1},
     ", recompute all by layer": {"recompute": "early", "recompute_layers": 1},
 }
-"""Ways to recompute of policies whose weights stay on the devices, the last for the least room."""
+"""Ways to recompute of policies whose weights stay on the devices; 1F1B's last needs least room."""
 
 
 class NothingFits(InputError):

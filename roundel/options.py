@@ -65,7 +65,8 @@ RecomputeLayers = Annotated[
     typer.Option(
         "--recompute-layers",
         min=1,
-        help="So many layers at a time, from inputs that are kept; else a stage at once.",
+        help="With --recompute: so many layers at a time, from inputs that are kept; else a "
+        "stage at once. Of policies whose weights stay on the devices.",
         rich_help_panel=POLICY,
     ),
 ]

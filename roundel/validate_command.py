@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -122,7 +123,8 @@ def validate_command(
         raise InputError("policies: none of them could run; the lines above say why")
     print_validations(console, validations)
     if output:
-        say(console, f"wrote {shown(output)}: trace, machine, validate.json and pictures")
+        what = "trace, machine, validate.json, pictures and Chrome traces"
+        say(console, f"wrote {shown(output)}: {what}")
 
 
 def _names(text: str) -> list[str]:
@@ -160,9 +162,10 @@ def _validated(
             say(console, f"{name}: {explain(error)}")
             continue
         if output:
-            draw_pair(done.alone, done.run.timeline, output / f"{_file_name(name)}.png")
+            measured = replace(done.run.timeline, name=name)
+            draw_pair(done.alone, measured, output / f"{_file_name(name)}.png")
             write_chrome_trace(done.alone, output / f"{_file_name(name)}.predicted.json.gz")
-            write_chrome_trace(done.run.timeline, output / f"{_file_name(name)}.measured.json.gz")
+            write_chrome_trace(measured, output / f"{_file_name(name)}.measured.json.gz")
         yield done
 
 

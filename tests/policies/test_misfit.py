@@ -30,8 +30,7 @@ def advice(plan: Plan, memory: MemoryCurve) -> str:
     ("plan", "words", "others"),
     [
         (Plan(OPS), ["recompute", "streamed weights"], ["finer cut", "host"]),
-        (Plan(((Op("F", 0, 2, 0), Op("R", 0, 2, 0)),)), ["finer cut", "recompute_layers 1"], []),
-        (Plan(((Op("F", 0, 2, 0), Op("R", 1, 2, 0)),)), ["a finer cut"], ["recompute"]),
+        (Plan(((Op("F", 0, 2, 0), Op("R", 0, 2, 0)),)), ["a finer cut"], ["recompute"]),
         (STREAMED, ["shorter sequences"], ["finer cut", "streamed weights", "on the host"]),
         (replace(STREAMED, activations="device"), ["activations on the host"], ["optimizer_on"]),
         (replace(STREAMED, optimizer_on="device"), ["optimizer_on host"], ["activations on"]),

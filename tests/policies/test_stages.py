@@ -127,7 +127,6 @@ BY_LAYER = {
     (OneFOneB, "late", 2): "0:5F0 3:5R0 3:5B0 1:3R0 1:3B0 0:1R0 0:1B0",
     (GPipe, "early", 9): "0:5F0 0:5R0 0:5B0",
     (OneFOneB, "needed", 1): "0:5F0 0:5B0",
-    (GPipe, "none", 1): "0:5F0 0:5B0",
     (ZBH1, "early", 3): "0:5F0 2:5R0 2:5I0 0:2R0 0:2I0 2:5W0 0:2W0",
     (ZBH1, "needed", 3): "0:5F0 0:5I0 0:5W0",
 }
@@ -168,6 +167,18 @@ def test_the_cut_counts_what_each_layer_leaves_out_where_each_is_recomputed_alon
     sizes = (None, 2, 1)
     plans = [GPipe(recompute="late", recompute_layers=size).plan(work, 0) for size in sizes]
     assert [plan.devices[0][0].stop for plan in plans] == [4, 4, 5]
+
+
+def test_weight_gradients_of_every_microbatch_go_by_layers_too() -> None:
+    (ops,) = ZBH1(recompute="early", recompute_layers=1).plan(make_work(2, 1, 2), 0).devices
+    assert " ".join(map(str, ops)) == (
+        "0:2F0 1:2R0 1:2I0 0:1R0 0:1I0 1:2W0 0:1W0 0:2F1 1:2R1 1:2I1 0:1R1 0:1I1 1:2W1 0:1W1"
+    )
+
+
+def test_it_does_nothing_without_recompute() -> None:
+    with pytest.raises(InputError, match="gpipe: recompute_layers does nothing without recompute"):
+        GPipe(recompute_layers=1).plan(make_work(3, 1, 1), 0)
 
 
 @pytest.mark.parametrize(("size", "said"), [(0, "at least 1"), (True, "a whole number")])
