@@ -8,6 +8,7 @@ from rich.console import Console
 
 from .analysis.units import counted, human_rate
 from .auto import (
+    WEIGHT_SHARE,
     NothingFits,
     candidates,
     choose,
@@ -342,14 +343,22 @@ def _policies(config: TrainConfig, microbatches: int) -> dict[str, Policy]:
     if config.policy.name == AUTO:
         clip = {"clip": True} if config.train.clip_norm else {}
         return candidates({**config.policy.knobs(), **clip}, microbatches)
-    return named_policies(config, [config.policy.name])
+    splits = "weight_share" in known_knobs(config.policy.name)
+    # Layers are measured here without a split of their backward, as they are for `auto`.
+    return named_policies(config, [config.policy.name], WEIGHT_SHARE if splits else None)
 
 
-def named_policies(config: TrainConfig, names: list[str]) -> dict[str, Policy]:
-    """The policies of these names, with their knobs; all that can clip do where training does."""
+def named_policies(
+    config: TrainConfig, names: list[str], weight_share: float | None = None
+) -> dict[str, Policy]:
+    """The policies of these names, with their knobs; all that can clip do where training does.
+
+    weight_share: where none is given.
+    """
+    share = {} if weight_share is None else {"weight_share": weight_share}
     clips = any("clip" in known_knobs(name) for name in names)
     clip = {"clip": True} if config.train.clip_norm and clips else {}
-    policies = policies_of(names, {**config.policy.knobs(), **clip})
+    policies = policies_of(names, {**share, **config.policy.knobs(), **clip})
     return dict(zip(names, policies, strict=True))
 
 

@@ -46,6 +46,16 @@ def test_it_trains_and_writes_all_that_is_asked_for(
     assert json.loads((tmp_path / "step.json").read_text())["otherData"]["source"] == "measured"
 
 
+@pytest.mark.parametrize("name", ["zb-h1 --recompute early --recompute-layers 1", "zb-v"])
+def test_zero_bubble_policies_train_by_their_names(
+    name: str, capsys: pytest.CaptureFixture[str], text: Path
+) -> None:
+    """Layers are measured here without a split of their backward."""
+    code, out, err = run(capsys, f"{SMALL.format(text=text)} --policy {name} --steps 1")
+    assert (code, err) == (0, "")
+    assert "1 of 1 steps done" in out
+
+
 def test_a_file_says_it_all_and_flags_override_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: Path
 ) -> None:
