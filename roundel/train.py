@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from .executor.sizes import parse_bytes
 from .options import knobs_of
-from .policies.catalog import POLICIES
+from .policies.catalog import POLICIES, split_knobs
 from .policies.plan import Optimizer, Place, Recompute
 from .traces.errors import InputError, parse_model, shown
 
@@ -224,9 +224,10 @@ def _check(config: TrainConfig) -> None:
         parse_bytes(train.host_memory, "host memory")
     except InputError as error:
         raise InputError(f"train.{error}") from None
-    policy = config.policy.name
-    if policy != AUTO and policy not in POLICIES and not policy.rpartition(":")[0].endswith(".py"):
+    policy, own = split_knobs(config.policy.name)
+    known = (AUTO,) if not own else ()
+    if policy not in (*known, *POLICIES) and not policy.rpartition(":")[0].endswith(".py"):
         raise InputError(
-            f"policy.name: no policy {policy!r}; "
+            f"policy.name: no policy {config.policy.name!r}; "
             f"use {AUTO}, {', '.join(POLICIES)}, or file.py:Class"
         )

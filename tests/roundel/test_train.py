@@ -46,7 +46,9 @@ def test_it_trains_and_writes_all_that_is_asked_for(
     assert json.loads((tmp_path / "step.json").read_text())["otherData"]["source"] == "measured"
 
 
-@pytest.mark.parametrize("name", ["zb-h1 --recompute early --recompute-layers 1", "zb-v"])
+@pytest.mark.parametrize(
+    "name", ["zb-h1 --recompute early --recompute-layers 1", "zb-v[recompute=late]"]
+)
 def test_zero_bubble_policies_train_by_their_names(
     name: str, capsys: pytest.CaptureFixture[str], text: Path
 ) -> None:
