@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from ..traces.errors import InputError
 
@@ -37,8 +38,14 @@ def writing(path: Path, what: str) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those that it is in, where it is not there. Raises InputError."""
+    """Make a folder, and those that it is in, where it is not there; what is to be written there
+    later must be able to. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from None
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write to this folder: {error.strerror}") from None

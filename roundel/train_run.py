@@ -78,6 +78,8 @@ def _check_outputs(log: LogSection, checkpoints: str | None) -> None:
         if path:
             with writing(Path(path), what):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=Path(path).parent):
+                    pass
             output_path(path, what, suffixes)
 
 

@@ -213,6 +213,7 @@ WRONG = [
     ("{models}:good --dropout 0.5", "tied, dropout and ffn_chunk are for presets"),
     ("decoder-tiny --resume", "checkpoint.folder: missing; say where checkpoints are"),
     ("decoder-tiny --timeline {text}/step.png", "cannot write this picture: "),
+    ("decoder-tiny --perfetto /proc/step.json", "/proc/step.json: cannot write this Chrome trace"),
     ("decoder-tiny --timeline step.gif", "name it .png or .svg or .pdf"),
     ("decoder-tiny --timeline-step 3", "log.timeline_step: say where the picture goes"),
     ("decoder-tiny --log {folder}", "cannot write this log: it is a folder"),

@@ -134,6 +134,7 @@ def test_knobs_of_one_policy_stand_behind_its_name(
         (f"validate {SMALL} --policies gpipe[chunks]", "write NAME=VALUE, got 'chunks'"),
         (f"validate {SMALL} --policies gpipe --chunks 2", "chunks: no policy among gpipe"),
         (f"validate {SMALL} --policies gpipe -o /dev/null/x", "cannot make this folder"),
+        (f"validate {SMALL} --policies gpipe -o /proc", "/proc: cannot write to this folder"),
         (f"validate {SMALL} --policies round-robin --memory 10KB", "none of them could run"),
         ("profile no-such-model -o t.json", "no model 'no-such-model'"),
         (f"profile {SMALL} -o /nowhere/t.json", "/nowhere/t.json"),
