@@ -45,7 +45,12 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from None
     try:
-        with TemporaryFile(dir=folder):
-            pass
+        try_to_write(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot write to this folder: {error.strerror}") from None
+
+
+def try_to_write(folder: Path) -> None:
+    """Raises OSError where no file can be made in a folder."""
+    with TemporaryFile(dir=folder):
+        pass

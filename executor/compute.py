@@ -117,7 +117,7 @@ class Computer:
         self._autocast = autocast
         self._needs_gradient = needs_gradient
         self._left_out = left_out
-        self._sparing_linears: dict[int, tuple[nn.Module, list[nn.Linear]]] = {}
+        self._linears: dict[int, list[nn.Linear]] = {}  # Of the one module of a layer here.
         self._pace = Pace(device)
         self._backwards_noted = 0
 
@@ -228,10 +228,9 @@ class Computer:
         found = self._left_out.get(layer)
         if found is None or not found.names or looks_of(value) != found.inputs:
             return nullcontext()
-        known = self._sparing_linears.get(layer)
-        if known is None or known[0] is not module:
-            known = self._sparing_linears[layer] = (module, linears_of(module, found.names))
-        return leaving_out(known[1])
+        if layer not in self._linears:
+            self._linears[layer] = linears_of(module, found.names)
+        return leaving_out(self._linears[layer])
 
     def _casting(self) -> Any:
         if self._autocast is None:

@@ -224,10 +224,9 @@ def _check(config: TrainConfig) -> None:
         parse_bytes(train.host_memory, "host memory")
     except InputError as error:
         raise InputError(f"train.{error}") from None
-    policy, own = split_knobs(config.policy.name)
-    known = (AUTO,) if not own else ()
-    if policy not in (*known, *POLICIES) and not policy.rpartition(":")[0].endswith(".py"):
+    name = config.policy.name
+    policy, _ = split_knobs(name)
+    if name != AUTO and policy not in POLICIES and not policy.rpartition(":")[0].endswith(".py"):
         raise InputError(
-            f"policy.name: no policy {config.policy.name!r}; "
-            f"use {AUTO}, {', '.join(POLICIES)}, or file.py:Class"
+            f"policy.name: no policy {name!r}; use {AUTO}, {', '.join(POLICIES)}, or file.py:Class"
         )

@@ -343,21 +343,17 @@ def _policies(config: TrainConfig, microbatches: int) -> dict[str, Policy]:
     if config.policy.name == AUTO:
         clip = {"clip": True} if config.train.clip_norm else {}
         return candidates({**config.policy.knobs(), **clip}, microbatches)
-    splits = "weight_share" in known_knobs(config.policy.name)
-    # Layers are measured here without a split of their backward, as they are for `auto`.
-    return named_policies(config, [config.policy.name], WEIGHT_SHARE if splits else None)
+    return named_policies(config, [config.policy.name])
 
 
-def named_policies(
-    config: TrainConfig, names: list[str], weight_share: float | None = None
-) -> dict[str, Policy]:
+def named_policies(config: TrainConfig, names: list[str]) -> dict[str, Policy]:
     """The policies of these names, with their knobs; all that can clip do where training does.
 
-    weight_share: where none is given.
+    Those that split backward know how, too, where layers are measured without a split.
     """
-    share = {} if weight_share is None else {"weight_share": weight_share}
-    clips = any("clip" in known_knobs(name) for name in names)
-    clip = {"clip": True} if config.train.clip_norm and clips else {}
+    known = {knob for name in names for knob in known_knobs(name)}
+    share = {"weight_share": WEIGHT_SHARE} if "weight_share" in known else {}
+    clip = {"clip": True} if config.train.clip_norm and "clip" in known else {}
     policies = policies_of(names, {**share, **config.policy.knobs(), **clip})
     return dict(zip(names, policies, strict=True))
 

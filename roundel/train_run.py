@@ -3,13 +3,12 @@
 import sys
 import traceback
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from .analysis.chrome import write_chrome_trace
-from .analysis.files import output_path, writing
+from .analysis.files import output_path, try_to_write, writing
 from .analysis.units import human_rate
 from .traces.errors import InputError
 from .train import AUTO, LogSection, TrainConfig
@@ -68,8 +67,8 @@ def _check_outputs(log: LogSection, checkpoints: str | None) -> None:
     if checkpoints:
         folder = Path(checkpoints)
         there = next(each for each in (folder, *folder.parents) if each.exists())
-        with writing(folder, "folder of checkpoints"), TemporaryFile(dir=there):
-            pass
+        with writing(folder, "folder of checkpoints"):
+            try_to_write(there)
     for path, what, suffixes in (
         (log.file, "log", ()),
         (log.timeline, "picture", PICTURES),
@@ -78,8 +77,7 @@ def _check_outputs(log: LogSection, checkpoints: str | None) -> None:
         if path:
             with writing(Path(path), what):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                with TemporaryFile(dir=Path(path).parent):
-                    pass
+                try_to_write(Path(path).parent)
             output_path(path, what, suffixes)
 
 

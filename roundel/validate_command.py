@@ -163,9 +163,10 @@ def _validated(
             continue
         if output:
             measured = replace(done.run.timeline, name=name)
-            draw_pair(done.alone, measured, output / f"{_file_name(name)}.png")
-            write_chrome_trace(done.alone, output / f"{_file_name(name)}.predicted.json.gz")
-            write_chrome_trace(measured, output / f"{_file_name(name)}.measured.json.gz")
+            file = _file_name(name)
+            draw_pair(done.alone, measured, output / f"{file}.png")
+            write_chrome_trace(done.alone, output / f"{file}.predicted.json.gz")
+            write_chrome_trace(measured, output / f"{file}.measured.json.gz")
         yield done
 
 
