@@ -86,6 +86,7 @@ PEERS = {
     "plain, on each GPU at once": ("plain_on_each", ""),
     "torch-1f1b": ("torch_pipeline", "1f1b"),
     "torch-gpipe": ("torch_pipeline", "gpipe"),
+    "torch-interleaved-1f1b": ("torch_pipeline", "interleaved-1f1b"),
     "fsdp2-offload": ("fsdp2", "each"),
     "fsdp2-offload, gradients kept": ("fsdp2", "last"),
     "roundpipe": ("roundpipe", "async"),
@@ -253,7 +254,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
         help="layers per stage of 1f1b and torch's schedules, as in 15,15, embedding and head "
         "among them (default: 1f1b's as measured, torch's by FLOPs)",
     )
-    parser.add_argument("--interleaved-cut", type=_numbers, help="the same of interleaved-1f1b")
+    parser.add_argument(
+        "--interleaved-cut", type=_numbers, help="the same of both interleaved-1f1b"
+    )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for a system")
     return parser
 

@@ -59,6 +59,7 @@ class _Ready:
     machinery: Machinery
     threads: list[LaneThread]
     idle_streams: IdleStreams
+    has_run: bool = False
 
 
 class NotANumber(ArithmeticError):
@@ -437,6 +438,10 @@ class Trainer:
         self._wait(run, ready, stale or lags, until, engine)
         loss = sum(engine.losses[number] for number in range(self.microbatches))
         tokens = sum(map(count_tokens, inputs))
+        if tables.states_down and not ready.has_run:
+            # States get their places on the host: slow, and beside a next step they take its room.
+            self.flush()
+            ready.has_run = True
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
 
@@ -493,7 +498,8 @@ class Trainer:
         peaks = [curve.peak_bytes for curve in estimated_memory(run.program, "expected")[:-1]]
         limit = say_bytes(self.memory_limit) if self.memory_limit else "all there is"
         return (
-            f"expected at most {say_bytes(max(peaks))} on a device, allowed {limit}; "
+            f"in step {self.step_number}: expected at most {say_bytes(max(peaks))} on a device, "
+            f"allowed {limit}; "
             "use more microbatches, a finer cut, recompute, or streamed weights (round-robin)"
         )
 

@@ -34,7 +34,8 @@ def table(out: Path, systems: str, devices: str) -> tuple[list[str], dict[str, A
 def test_all_train_the_same_model(tmp_path: Path) -> None:
     own = "layer-to-layer[partition=2 2,backward_partition=2 4]"
     each = "plain, on each GPU at once"
-    systems = ["plain", each, "layer-to-layer", own, "torch-1f1b", "fsdp2-offload"]
+    torch = ["torch-1f1b", "torch-interleaved-1f1b", "fsdp2-offload"]
+    systems = ["plain", each, "layer-to-layer", own, *torch]
     rows, results = table(tmp_path, ",".join(systems), "cpu,cpu")
     assert list(results) == systems, rows
     assert [row[: len(name) + 1] for row, name in zip(rows, systems, strict=True)] == [

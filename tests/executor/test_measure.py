@@ -215,8 +215,10 @@ def test_all_that_is_timed_comes_behind_the_warm_up_and_that_behind_the_trial(
     assert mine[:2] == ["run", "_try_leaving_out"]
     behind = mine.index("warm_up 0.25")
     assert set(mine[2:behind]) <= {"run"}
-    # Of two repeats, and one for gradients to be there.
-    assert mine[behind + 1 : behind + 5] == ["run"] * 3 + ["_forward_only_ns"]
+    # Of two repeats, and one for gradients to be there; on a GPU the warm-up's own come before.
+    timed = mine[behind + 1 : mine.index("_forward_only_ns")]
+    assert set(timed) == {"run"}
+    assert len(timed) >= 3
     assert "warm_up" not in "".join(mine[behind + 1 : mine.index("_parts")])
 
 
