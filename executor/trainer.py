@@ -38,7 +38,7 @@ from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .placement import place_weights
 from .places import gpus_of, host_memory
 from .program_tables import ProgramTables
-from .run import Run
+from .run import Run, first_before
 from .short_turns import short_turns
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
@@ -427,7 +427,8 @@ class Trainer:
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
         )
         after = self._after(tables) if overlaps or lags else None
-        run = Run(tables.program, tables.before, after)
+        before = tables.before if ready.has_run else first_before(tables.program)
+        run = Run(tables.program, before, after)
         clock = Clock(ready.idle_streams)
         handler = self._around(engine.run)
         # Before any lane begins: whoever is interrupted in here has to stop it.
@@ -439,9 +440,9 @@ class Trainer:
         loss = sum(engine.losses[number] for number in range(self.microbatches))
         tokens = sum(map(count_tokens, inputs))
         if tables.states_down and not ready.has_run:
-            # States get their places on the host: slow, and beside a next step they take its room.
+            # States get their places on the host, too: beside a next step they would take its room.
             self.flush()
-            ready.has_run = True
+        ready.has_run = True
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
 

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..traces.timeline import Ints, MemoryCurve
+from ..traces.timeline import Ints, Lane, MemoryCurve
 from .asymmetric import shared_bytes_per_s
 from .dag import Dag
 from .program import Program
@@ -40,6 +40,28 @@ def estimated_memory(program: Program, name: str) -> tuple[MemoryCurve, ...]:
         curves.append(record(program, dag.start_ns, dag.end_ns, name, "simulated").memory)
     pairs = zip(*curves, strict=True)
     return tuple(max(pair, key=lambda curve: curve.peak_bytes) for pair in pairs)
+
+
+def gone_before(program: Program) -> list[tuple[int, int]]:
+    """(transfer, op): the transfers off a device that are done when its ops start.
+
+    Of each lane the latest one, where it is not the same as the op's before. If every transfer had
+    its even share of the links: an order that the program can keep to.
+    """
+    dag = _run(program, _at_even_shares(program))
+    pairs = []
+    for number, lane in enumerate(program.lanes):
+        tasks = program.lane_tasks[slice(*program.lane_start[number : number + 2])]
+        leaves = (program.source[tasks] == lane.device) & (program.target[tasks] != lane.device)
+        if lane.device < 0 or lane.kind == "compute" or not leaves.any():
+            continue
+        home = program.lanes.index(Lane(lane.device, "compute"))
+        ops = program.lane_tasks[slice(*program.lane_start[home : home + 2])]
+        # Not what ends at that very moment: it might wait for an op that takes no time.
+        done = np.searchsorted(dag.end_ns[tasks], dag.start_ns[ops], side="left")
+        new = np.flatnonzero(np.diff(done, prepend=0))
+        pairs += list(zip(tasks[done[new] - 1].tolist(), ops[new].tolist(), strict=True))
+    return pairs
 
 
 def _at_even_shares(program: Program) -> NDArray[np.int64]:

@@ -1,0 +1,78 @@
+"""What is known of a program's times before it has run."""
+
+import numpy as np
+import pytest
+
+import roundel
+from roundel.policies.dag import Dag
+from roundel.policies.estimate import _at_even_shares, gone_before, program_edges
+from roundel.policies.lowering import lower
+from roundel.policies.program import Program
+from roundel.policies.work import Work
+
+from ..costs import make_machine, make_trace
+
+POLICIES = [
+    roundel.LayerToLayer(),
+    roundel.LayerToLayer(
+        partition=(2, 2, 2, 2), backward_partition=(2, 2, 2, 2), optimizer_on="device"
+    ),
+    roundel.RoundRobin(partition=(3, 3), backward_partition=(2, 3, 3)),
+    roundel.RoundRobin(partition=(3, 3), backward_partition=(2, 3, 3), optimizer="stale"),
+    roundel.OneFOneB(optimizer_on="host"),
+    roundel.ZBV(),
+]
+
+
+def program_of(policy: roundel.Policy, bytes_per_s: int, devices: int) -> Program:
+    sizes = {"param_bytes": 7, "grad_bytes": 7, "output_bytes": 5, "optimizer_bytes": 14}
+    machine = make_machine(devices, bytes_per_s, params_per_s=10**9)
+    work = Work(make_trace(8, **sizes), machine, 4)
+    return lower([policy.plan(work, 0)], work)
+
+
+@pytest.mark.parametrize("bytes_per_s", [10**8, 10**9, 10**10])
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_ops_can_wait_for_all_that_should_have_gone_by_then(
+    policy: roundel.Policy, bytes_per_s: int
+) -> None:
+    program = program_of(policy, bytes_per_s, 2)
+    before, after = program_edges(program)
+    plain = Dag(before, after, _at_even_shares(program))
+    plain.run_roots()
+    pairs = gone_before(program)
+    assert pairs
+    more = np.array(pairs).T
+    waits = Dag(
+        np.concatenate((before, more[0])),
+        np.concatenate((after, more[1])),
+        _at_even_shares(program),
+    )
+    waits.run_roots()
+    assert waits.done == len(program), "tasks wait in a circle"
+    assert waits.start_ns.tolist() == plain.start_ns.tolist()
+
+    gone = {task: {transfer for transfer, op in pairs if op == task} for _, task in pairs}
+    for lane in range(len(program.lanes)):
+        tasks = program.tasks_of(lane)
+        place = {task: number for number, task in enumerate(tasks)}
+        for device in range(2):
+            latest = -1
+            for op in ops_of(program, device):
+                latest = max([latest, *(place[each] for each in gone.get(op, ()) if each in place)])
+                done = [
+                    place[task]
+                    for task in tasks
+                    if program.source[task] == device != program.target[task]
+                    and plain.end_ns[task] < plain.start_ns[op]
+                ]
+                assert not done or max(done) <= latest
+
+
+def ops_of(program: Program, device: int) -> list[int]:
+    number = next(
+        number
+        for number, lane in enumerate(program.lanes)
+        if lane.device == device and lane.kind == "compute"
+    )
+    return program.tasks_of(number)
