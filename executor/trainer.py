@@ -77,7 +77,8 @@ class Trainer:
     microbatches: parts that a step's batch is cut into; each counts by its size.
     memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit a batch
         like the first is refused before that step; on CUDA the limit is also enforced.
-    host_memory_limit: the same for the host, where it is not enforced. None: on GPUs all it has.
+    host_memory_limit: the same for the host, where it is not enforced. None: on GPUs
+        all it has but for 2 GiB and 4 %.
     trace: the layers' costs. None: they are measured at the first step, once.
     machine: links and rates that the policy plans with, in the order of `devices`. None: measured
         at the first step on GPUs; on the CPU transfers and updates are planned to take no time.

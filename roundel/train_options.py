@@ -160,7 +160,7 @@ Memory = Annotated[
 ]
 HostMemory = Annotated[
     str | None,
-    _option("--host-memory", "Of the host, as in 128GiB; else all there is.", TRAINING),
+    _option("--host-memory", "Of the host, as in 128GiB; else all but 4 % and 2 GiB.", TRAINING),
 ]
 Seed = Annotated[int | None, _option("--seed", "Of weights, data and dropout", TRAINING)]
 OnNan = Annotated[

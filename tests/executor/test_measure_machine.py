@@ -2,18 +2,33 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 import roundel
+from roundel.executor import places
 from roundel.executor.measure_links import CHANNEL, Together, behind_one_channel
 from roundel.executor.measure_machine import _usual_ns, measure_machine, switches_of
-from roundel.executor.places import memory_limits, sharing_cores, threads_of_updates
+from roundel.executor.places import host_memory, memory_limits, sharing_cores, threads_of_updates
 from roundel.traces.machine import Device, Link, Machine
 
 CPU = torch.device("cpu")
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
+
+
+@pytest.mark.parametrize(("allowed", "left"), [("max\n", 94), (f"{50 * 2**30}\n", 46), ("5", 1)])
+def test_the_process_itself_needs_some_of_the_hosts_memory(
+    allowed: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text(allowed)
+    monkeypatch.setattr(places, "_CONTAINER_LIMIT", limit)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 100 * 2**18}.get)
+    assert host_memory() == (left * 2**30 if left > 1 else 1)
+    limit.unlink()
+    assert host_memory() == 94 * 2**30
 
 
 def test_virtual_devices_share_the_link_to_the_host() -> None:
