@@ -15,7 +15,7 @@ from .layers import Layers, Layout, Replica, WeightCopy
 from .left_out import LeftOut, leaving_out, linears_of, unneeded_products
 from .linears import Job
 from .optimizer_bytes import OptimizerBytes
-from .streams import Clock, Mark, idle_streams, mark_now
+from .streams import Clock, idle_streams, mark_now
 from .values import (
     Value,
     as_leaves,
@@ -121,26 +121,21 @@ class LayerRun:
         `split`: also take backward apart into its input's and its weights' part. `warm_s`: how long
         a GPU works before anything is timed.
         """
-        marks: list[tuple[Mark, Mark, Mark]] = []
-        clock = Clock(idle_streams([self.device]))
         saved: dict[int, int] = {}
         drew, saved_bytes = False, 1
         at_most = 0
-        # The first run is for the bytes, the second to have gradients.
-        for number in range(repeats + 2):
+        # The first run is for the bytes, the second for those where there are gradients.
+        for number in range(2):
             leaves = as_leaves(value, needs)
             allocated = _allocated(self.device)
             before = _generator_state(self.device)
-            start = mark_now(self.device)
             with self._refusing_changed_inputs(leaves):
                 output = self._forward(leaves, None if number else saved)
-            middle = mark_now(self.device)
             drew = drew or not torch.equal(before, _generator_state(self.device))
             self._refuse_changed_buffers()
             if not number:
                 saved_bytes = max(1, self._saved_bytes(saved, value, detached(output)))
             self._backward(output)
-            marks.append((start, middle, mark_now(self.device)))
             at_most = _most_allocated(self.device) - allocated
             self.passes_gradient = any(each.requires_grad for each in tensors_of(output))
             boundary = detached(output)
@@ -150,10 +145,8 @@ class LayerRun:
                 self._drop_gradients()
                 self._try_leaving_out(value, needs)
                 self.warm_up(value, needs, warm_s)
-        marks[-1][-1].block()
+        times = self._forward_and_backward_ns(value, needs, repeats)
         self._drop_gradients()
-        # Work is not waited for between runs, as it is not in a step: launching costs no time then.
-        times = [[mark.time_ns(clock) for mark in each] for each in marks[-repeats:]]
         self.spread = _spread([end - start for start, _, end in times])
         forward_ns = _median([middle - start for start, middle, _ in times])
         backward_ns = _median([end - middle for _, middle, end in times])
@@ -175,6 +168,27 @@ class LayerRun:
         if split:
             cost = cost.model_copy(update=self._parts(value, needs, backward_ns, repeats))
         return cost, boundary, drew
+
+    def _forward_and_backward_ns(
+        self, value: Value, needs: bool, repeats: int
+    ) -> list[tuple[int, int, int]]:
+        """When each of so many runs began, its backward began, and it ended.
+
+        Work is not waited for between runs, as it is not in a step, and nothing else is done
+        there: launching costs no time then.
+        """
+        clock, marks = Clock(idle_streams([self.device])), []
+        for _ in range(repeats + 1):
+            start = mark_now(self.device)
+            output = self._forward(as_leaves(value, needs), None)
+            middle = mark_now(self.device)
+            self._backward(output)
+            marks.append((start, middle, mark_now(self.device)))
+        marks[-1][-1].block()
+        return [
+            (start.time_ns(clock), middle.time_ns(clock), end.time_ns(clock))
+            for start, middle, end in marks[1:]
+        ]
 
     def _forward_only_ns(self, value: Value, repeats: int) -> int:
         """A forward that leaves nothing for backward, so that a loss need not make gradients."""
