@@ -79,8 +79,10 @@ def is_crowded(timeline: Timeline, width_px: int) -> bool:
 
 def draw_boxes(
     axes: Axes, timeline: Timeline, layout: Layout, px_per_ns: float, width_px: int
-) -> None:
+) -> bool:
     """Draw a box a task, and the microbatch numbers in them. The axes' units are pixels.
+
+    Returns whether there was room for a number.
 
     In a crowded timeline each pixel is coloured by the shares of time that the kinds take in it,
     and only wide boxes in high rows are drawn as such; tasks of lanes other than compute take up
@@ -96,7 +98,7 @@ def draw_boxes(
     else:
         axes.add_collection(_bands(layout, width_px))
         axes.add_collection(_collection(boxes))
-    draw_numbers(axes, boxes)
+    return draw_numbers(axes, boxes)
 
 
 def coverage(boxes: Boxes, layout: Layout, width_px: int) -> NDArray[np.uint8]:
@@ -184,8 +186,8 @@ def _collection(boxes: Boxes) -> PolyCollection:
     )
 
 
-def draw_numbers(axes: Axes, boxes: Boxes) -> None:
-    """Write the microbatch number into each box where it fits.
+def draw_numbers(axes: Axes, boxes: Boxes) -> bool:
+    """Write the microbatch number into each box where it fits. Returns whether one did.
 
     A number is a marker, drawn once and stamped wherever it belongs, since text costs most of a
     picture's time. Every number has one size or a smaller one, or is left out.
@@ -199,6 +201,7 @@ def draw_numbers(axes: Axes, boxes: Boxes) -> None:
         if fits.any():
             _stamp(axes, left_over.where(fits), size_px)
         left_over = left_over.where(~fits)
+    return budget < MOST_LABELS
 
 
 def _fits(boxes: Boxes, size_px: float) -> NDArray[np.bool_]:

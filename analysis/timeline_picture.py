@@ -104,13 +104,13 @@ def _draw_panel(
 ) -> None:
     """Draw one timeline below `top_px`; its axes' units are pixels."""
     timeline, layout = panel.timeline, panel.layout
-    _heading(page, top_px, timeline, title)
     axes_px = top_px + panel.heading_px
     axes = page.axes(_LEFT_PX, axes_px, _AXES_PX, layout.height_px)
     axes.set_facecolor(BACKGROUND)
     axes.set_autoscale_on(False)
     px_per_ns = _AXES_PX / extent_ns
-    draw_boxes(axes, timeline, layout, px_per_ns, _AXES_PX)
+    numbered = draw_boxes(axes, timeline, layout, px_per_ns, _AXES_PX)
+    _heading(page, top_px, timeline, title, numbered)
     axes.set_xlim(0, _AXES_PX)
     axes.set_ylim(layout.height_px, 0)
     _row_titles(axes, layout)
@@ -121,9 +121,12 @@ def _draw_panel(
     page.text(_LEFT_PX, note_px, panel.notes, LEGEND_PX, color="#555555", style="italic")
 
 
-def _heading(page: Page, top_px: int, timeline: Timeline, title: str | None) -> None:
+def _heading(
+    page: Page, top_px: int, timeline: Timeline, title: str | None, numbered: bool
+) -> None:
     metrics = measure(timeline)
     counts = f"{counted(timeline.microbatches, 'microbatch')} a step"
+    counts += ", numbered in their boxes" if numbered else ""
     figures = [
         timeline.source,
         f"{counted(timeline.devices, 'GPU')}, {counts}",

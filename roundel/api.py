@@ -184,19 +184,20 @@ def _names(policies: Sequence[Policy]) -> list[str]:
     plain = [policy_name(policy) for policy in policies]
     names: list[str] = []
     for name, policy in zip(plain, policies, strict=True):
-        knobs = _knobs_set(policy) if plain.count(name) > 1 else ""
-        full = f"{name} ({knobs})" if knobs else name
+        full = full_name(policy) if plain.count(name) > 1 else name
         number = sum(other.partition(" #")[0] == full for other in names) + 1
         names.append(full if number == 1 else f"{full} #{number}")
     return names
 
 
-def _knobs_set(policy: Policy) -> str:
+def full_name(policy: Policy) -> str:
+    """A policy's name with the knobs that were set, as in "1f1b (recompute=early)"."""
+    name = policy_name(policy)
     if not is_dataclass(policy):
-        return ""
+        return name
     changed = [
         f"{field.name}={getattr(policy, field.name)}"
         for field in fields(policy)
         if field.init and getattr(policy, field.name) != field.default
     ]
-    return ", ".join(changed)
+    return f"{name} ({', '.join(changed)})" if changed else name

@@ -18,9 +18,10 @@ from .analysis.memory_picture import draw_memory
 from .analysis.table import comparison_table
 from .analysis.timeline_picture import draw_timeline
 from .analysis.units import counted, human_bytes, human_rate, human_seconds, human_share
-from .api import Comparison, Simulation, compare_work
+from .api import Comparison, Simulation, compare_work, full_name
 from .options import policies_of
 from .policies.catalog import known_knobs
+from .policies.policy import policy_name
 from .policies.work import Work
 from .traces.errors import InputError
 from .traces.library import load_machine, load_trace, machine_names, trace_names
@@ -314,7 +315,9 @@ def _machine(work: Work) -> str:
 
 
 def _title(simulation: Simulation) -> str:
-    return f"{simulation.name}: {simulation.work.trace.name}"
+    policy = simulation.policy
+    plain = simulation.name == policy_name(policy)
+    return f"{full_name(policy) if plain else simulation.name}: {simulation.work.trace.name}"
 
 
 def _file_name(policy: str) -> str:

@@ -78,6 +78,14 @@ def test_simulate_writes_the_files_that_are_asked_for(
     assert json.loads((tmp_path / "c.json").read_text())["traceEvents"]
 
 
+def test_a_picture_names_the_knobs_that_were_set(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = f"simulate {TRACE} --policy 1f1b --recompute early {SIZE} --plot {tmp_path}/a.svg"
+    assert run(capsys, line)[0] == 0
+    assert "1f1b (recompute=early)" in (tmp_path / "a.svg").read_text()
+
+
 def test_compare_ranks_draws_and_names_the_winner(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
