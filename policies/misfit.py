@@ -42,8 +42,8 @@ _LARGE = 0.1
 
 def _for_the_host(curve: MemoryCurve, plan: Plan) -> list[str]:
     every = {
-        "optimizer state": "states of fewer bits (torchao.optim.AdamW8bit or "
-        "roundel.executor.low_bit.AdamW4bit, with bf16 weights), LoRA",
+        "optimizer state": "states of fewer bits (roundel.executor.low_bit.AdamW8bit or "
+        "AdamW4bit, with bf16 weights), LoRA",
         "gradients": "updates on the device, which keep up (optimizer_on device)",
         "boundary activations": "fewer samples a step, whose boundary activations wait there",
         "weights": "resident weights on more devices",

@@ -17,7 +17,7 @@ from .policies.misfit import misfit
 from .policies.policy import Policy, policy_name
 from .policies.streamed import Streamed
 from .policies.work import Work
-from .remedies import remedy
+from .remedies import Given, remedy
 from .traces.errors import InputError
 from .traces.machine import HOST
 
@@ -107,6 +107,7 @@ def choose(
     console: Console,
     say: Callable[[str], None],
     last: bool = True,
+    given: Given = Given(),  # noqa: B008
 ) -> Policy:
     """The fastest of the policies that fits the memory, itself. Prints the table.
 
@@ -127,7 +128,7 @@ def choose(
     comparison = Comparison(tuple(simulations), refused)
     report.print_comparison(console, comparison, [], misfits=False)
     if comparison.winner is None:
-        raise _no_winner(comparison, work, say, last)
+        raise _no_winner(comparison, work, say, last, given)
     return _with_its_cut(comparison.winner, work)
 
 
@@ -140,7 +141,11 @@ def _with_its_cut(policy: Policy, work: Work) -> Policy:
 
 
 def _no_winner(
-    comparison: Comparison, work: Work, say: Callable[[str], None], last: bool
+    comparison: Comparison,
+    work: Work,
+    say: Callable[[str], None],
+    last: bool,
+    given: Given,
 ) -> InputError:
     """What the nearest policies would need to fit, what to do about it, and what would."""
     worst = [
@@ -163,7 +168,7 @@ def _no_winner(
     if last or kind is InputError:
         nearest_first = sorted(worst, key=lambda each: each[0].over_share)
         likeliest = {each.name: each.policy for _, each in nearest_first}
-        would = remedy(short_of, work, likeliest, STEPS, say)
+        would = remedy(short_of, work, likeliest, STEPS, say, given)
         said[-1] += f"; by simulation {would}" if would else ""
     return kind(f"policy auto: none fits the memory; the nearest, {'; or '.join(said)}")
 

@@ -20,6 +20,7 @@ from .options import policies_of
 from .policies.catalog import known_knobs
 from .policies.policy import Policy, policy_name
 from .policies.work import Work
+from .remedies import Given
 from .traces.errors import InputError, shown
 from .train import AUTO, TrainConfig
 from .train_progress import busy, say
@@ -167,7 +168,11 @@ class Job:
             if self.devices[0].type == "cuda":
                 room = with_gaps(work)
                 say(console, f"{GAPS:.0%} of each GPU's memory is left to its allocator")
-            return choose(room, self.policies, console, told, last), work
+            given = Given(
+                samples=self.config.train.batch // self.microbatches,
+                autocast=self.config.model.autocast is not None,
+            )
+            return choose(room, self.policies, console, told, last, given), work
 
     def _measured_if_it_fits(self) -> "Work":
         from .executor.training_setup import explain, is_out_of_memory
