@@ -114,7 +114,8 @@ def measure_layers(
 def with_real_bytes(
     trace: Trace, layers: Layers, compute: torch.dtype | None, optimizer: OptimizerBytes
 ) -> Trace:
-    """A trace of these layers that may know their times only, with the bytes of their weights.
+    """A trace of these layers that may know their times only, with the bytes of their weights and
+    what is shared.
 
     What the trace says stays; what is kept counts at least a byte, for it takes part in a step.
     """
@@ -127,5 +128,6 @@ def with_real_bytes(
         missing = {name: value for name, value in real.items() if not getattr(cost, name)}
         if "grad_bytes" in missing and cost.trainable_params in (None, 0):
             missing["trainable_params"] = params
-        costs.append(cost.model_copy(update=missing))
+        tied = layers.tied_to(layer)
+        costs.append(cost.model_copy(update=missing | {"tied_to": min(tied) if tied else None}))
     return trace.model_copy(update={"layers": tuple(costs)})

@@ -124,8 +124,8 @@ class LayerRun:
         saved: dict[int, int] = {}
         drew, saved_bytes = False, 1
         at_most = 0
-        # The first run is for the bytes, the second for those where there are gradients.
-        for number in range(2):
+        # The first run is for what is saved, the second to have gradients, the third for the most.
+        for number in range(3):
             leaves = as_leaves(value, needs)
             allocated = _allocated(self.device)
             before = _generator_state(self.device)

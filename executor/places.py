@@ -89,7 +89,7 @@ def host_memory() -> int:
     with suppress(OSError):
         allowed = _CONTAINER_LIMIT.read_text(encoding="ascii").strip()
         whole = min(whole, int(allowed)) if allowed.isdecimal() else whole
-    return max(1, int(whole * 0.96) - 2 * 2**30)
+    return max(whole // 2, int(whole * 0.96) - 2 * 2**30)
 
 
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..policies.lower_transit import IN_TRANSIT
 from ..policies.program import LABEL_CODE, STATES, Program
 from ..policies.visits import AT_A_TIME
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
-from .run import before_of
+from .run import Before, before_of, first_before
 from .store import Lifetimes
 
 ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
@@ -41,6 +42,11 @@ class ProgramTables:
         uploads = np.flatnonzero(program.kind == KIND_CODE["upload"]).tolist()
         self.ends = _ends(program, returns)
         self.states_up = [task for task in uploads if task not in self.parts]
+
+    @cached_property
+    def first_before(self) -> Before:
+        """`before` in a step that is the first with tensors of their shapes."""
+        return first_before(self.program)
 
     def after(self, earlier: "ProgramTables") -> dict[int, list[int]]:
         """Tasks of the step before that uploads of this one wait for.

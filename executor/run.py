@@ -24,7 +24,7 @@ def before_of(program: Program) -> Before:
 
 
 def first_before(program: Program) -> Before:
-    """The same in a first step, which takes memory on the host for what comes down: slow.
+    """The same where memory is taken on the host for what comes down: slow.
 
     So that no more waits on a device for its way down than was planned, ops wait for what should
     have gone by then.

@@ -38,7 +38,7 @@ from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .placement import place_weights
 from .places import gpus_of, host_memory
 from .program_tables import ProgramTables
-from .run import Run, first_before
+from .run import Run
 from .short_turns import short_turns
 from .sizes import parse_bytes, say_bytes
 from .step_result import StepResult
@@ -59,7 +59,8 @@ class _Ready:
     machinery: Machinery
     threads: list[LaneThread]
     idle_streams: IdleStreams
-    has_run: bool = False
+    shapes: list[str] | None = None
+    """Of the microbatches of the step before, if there was one."""
 
 
 class NotANumber(ArithmeticError):
@@ -77,8 +78,8 @@ class Trainer:
     microbatches: parts that a step's batch is cut into; each counts by its size.
     memory_limit: bytes, or text such as "24GiB", for each device. A plan that cannot fit a batch
         like the first is refused before that step; on CUDA the limit is also enforced.
-    host_memory_limit: the same for the host, where it is not enforced. None: on GPUs
-        all it has but for 2 GiB and 4 %.
+    host_memory_limit: the same for the host, where it is not enforced. None: what
+        `machine` says; where that is measured all there is but for 2 GiB and 4 %.
     trace: the layers' costs. None: they are measured at the first step, once.
     machine: links and rates that the policy plans with, in the order of `devices`. None: measured
         at the first step on GPUs; on the CPU transfers and updates are planned to take no time.
@@ -428,7 +429,9 @@ class Trainer:
             tables, ready.machinery, self.step_number, inputs, targets, shares, self._poison
         )
         after = self._after(tables) if overlaps or lags else None
-        before = tables.before if ready.has_run else first_before(tables.program)
+        shapes = [looks_of(each) for each in inputs]
+        # What comes down in other shapes gets places on the host.
+        before = tables.before if shapes == ready.shapes else tables.first_before
         run = Run(tables.program, before, after)
         clock = Clock(ready.idle_streams)
         handler = self._around(engine.run)
@@ -440,10 +443,10 @@ class Trainer:
         self._wait(run, ready, stale or lags, until, engine)
         loss = sum(engine.losses[number] for number in range(self.microbatches))
         tokens = sum(map(count_tokens, inputs))
-        if tables.states_down and not ready.has_run:
+        if tables.states_down and ready.shapes is None:
             # States get their places on the host, too: beside a next step they would take its room.
             self.flush()
-        ready.has_run = True
+        ready.shapes = shapes
         name = policy_name(self.policy)
         return StepResult(self.step_number, loss, run, clock, name, tokens, overlaps)
 

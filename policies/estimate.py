@@ -43,7 +43,7 @@ def estimated_memory(program: Program, name: str) -> tuple[MemoryCurve, ...]:
 
 
 def gone_before(program: Program) -> list[tuple[int, int]]:
-    """(transfer, op): the transfers off a device that are done when its ops start.
+    """(transfer, op): the transfers from a device to the host that are done when its ops start.
 
     Of each lane the latest one, where it is not the same as the op's before. If every transfer had
     its even share of the links: an order that the program can keep to.
@@ -52,8 +52,8 @@ def gone_before(program: Program) -> list[tuple[int, int]]:
     pairs = []
     for number, lane in enumerate(program.lanes):
         tasks = program.lane_tasks[slice(*program.lane_start[number : number + 2])]
-        leaves = (program.source[tasks] == lane.device) & (program.target[tasks] != lane.device)
-        if lane.device < 0 or lane.kind == "compute" or not leaves.any():
+        tasks = tasks[(program.source[tasks] >= 0) & (program.target[tasks] < 0)]
+        if not len(tasks):
             continue
         home = program.lanes.index(Lane(lane.device, "compute"))
         ops = program.lane_tasks[slice(*program.lane_start[home : home + 2])]

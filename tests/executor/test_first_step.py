@@ -24,6 +24,10 @@ def test_no_more_waits_on_a_device_than_was_planned(monkeypatch: pytest.MonkeyPa
         return host_bytes(nbytes, pin)
 
     monkeypatch.setattr(host_pool, "host_bytes", slow)
+    batches = [
+        (inputs[:size], targets[:size])
+        for size, (inputs, targets) in zip((20, 20, 10), toy.vectors(3, size=20), strict=True)
+    ]
     sizes = {"param_bytes": 8, "grad_bytes": 8, "output_bytes": 8}
     policy = roundel.LayerToLayer(partition=(4, 4), backward_partition=(4, 4))
     layers = [nn.Linear(toy.WIDTH, toy.WIDTH).double() for _ in range(8)]
@@ -35,10 +39,9 @@ def test_no_more_waits_on_a_device_than_was_planned(monkeypatch: pytest.MonkeyPa
         trace=make_trace([(10**6, 10**6, 10**6)] * 8, **sizes),
         machine=make_machine(1, 10**12),
     ) as trainer:
-        first, second = (
-            list(trainer.step(*batch).timeline.spans()) for batch in toy.vectors(2, size=20)
-        )
+        first, second, other = (list(trainer.step(*batch).timeline.spans()) for batch in batches)
     assert most_ahead(first) <= 2
+    assert most_ahead(other) <= 2, "a batch of another size gets places of its own"
     assert offloads_of(second)[-1].end_ns < offloads_of(first)[-1].end_ns / 2
 
 

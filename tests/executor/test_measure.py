@@ -2,6 +2,7 @@
 
 import gc
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -215,11 +216,29 @@ def test_all_that_is_timed_comes_behind_the_warm_up_and_that_behind_the_trial(
     assert mine[:2] == ["run", "_try_leaving_out"]
     behind = mine.index("warm_up 0.25")
     assert set(mine[2:behind]) <= {"run"}
-    # One for gradients to be there, one before two repeats; on a GPU the warm-up's own come first.
+    # For gradients to be there, for bytes, before two repeats; on a GPU the warm-up's come first.
     timed = mine[behind + 1 : mine.index("_forward_only_ns")]
     assert set(timed) == {"run"}
-    assert len(timed) >= 4
+    assert len(timed) >= 5
     assert "warm_up" not in "".join(mine[behind + 1 : mine.index("_parts")])
+
+
+def test_the_most_memory_is_that_of_a_run_with_gradients_from_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else all of a layer's weights' gradients would count as its workspace."""
+    order: list[bool | str] = []
+
+    class Runs(Odd):
+        def forward(self, value: Tensor) -> Tensor:
+            order.append(all(each.grad is not None for each in self.parameters()))
+            return self.inner(value)
+
+    monkeypatch.setattr(measure_layer, "_most_allocated", lambda device: order.append("most") or 0)
+    embedding, *_, head = decoder_layers(SHAPE)
+    measured([embedding, Runs(), head], repeats=1)
+    behind = [first for first, second in pairwise(order) if second == "most" != first]
+    assert behind[:3] == [False, False, True]
 
 
 def test_a_first_run_that_is_slow_does_not_count() -> None:
@@ -255,12 +274,12 @@ def test_gradients_are_numbers_that_differ_and_a_loss_has_its_own() -> None:
     embedding, *_, head = decoder_layers(SHAPE)
     measured([embedding, Seeing(), head], loss, repeats=2)
     of_layer = [each for each in seen if each.ndim]
-    assert len(of_layer) == 5 + 1 + len(
+    assert len(of_layer) == 6 + 1 + len(
         FILLS
-    )  # Two runs for bytes, one before two repeats; trials.
+    )  # Three runs for bytes, one before two repeats; trials.
     assert all(len(each.unique()) > each.numel() // 2 for each in of_layer)
     assert all(torch.equal(each, of_layer[0]) for each in of_layer)
-    assert [each.item() for each in seen if not each.ndim] == [1.0] * 5
+    assert [each.item() for each in seen if not each.ndim] == [1.0] * 6
 
 
 @pytest.mark.usefixtures("marks_of_what_is_taken")
@@ -351,6 +370,8 @@ def test_a_trace_of_times_alone_gets_the_bytes_of_the_layers() -> None:
         assert ours.grad_bytes == theirs.grad_bytes
         assert ours.optimizer_bytes == theirs.optimizer_bytes
         assert ours.params_to_update == theirs.params_to_update
+        assert ours.tied_to == theirs.tied_to
+    assert filled.layers[-1].tied_to == 0
     for layer, cost in enumerate(filled.layers):
         every, own = (
             sum(each.numel() for each in found(layer).values())
@@ -370,6 +391,15 @@ def test_a_trace_of_times_alone_trains_the_same(policy: roundel.Policy) -> None:
     got = toy.train(
         toy.blocks(), nn.functional.mse_loss, batches, policy, trace=make_trace(8), race=1
     )
+    assert got[0] == pytest.approx(expected[0], abs=1e-12)
+
+
+def test_a_trace_that_does_not_know_what_is_shared_trains_the_same() -> None:
+    batches = toy.tokens()
+    expected = toy.plain(toy.tied_model(), toy.token_loss, batches)
+    trace = make_trace(8, param_bytes=8, grad_bytes=8, output_bytes=8)
+    policy = roundel.OneFOneB()
+    got = toy.train(toy.tied_model(), toy.token_loss, batches, policy, devices=2, trace=trace)
     assert got[0] == pytest.approx(expected[0], abs=1e-12)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import roundel
+from roundel.executor import measure_machine as measure_machine_module
 from roundel.executor import places
-from roundel.executor.measure_links import CHANNEL, Together, behind_one_channel
+from roundel.executor.measure_links import CHANNEL, Copy, Together, behind_one_channel
 from roundel.executor.measure_machine import _usual_ns, measure_machine, switches_of
 from roundel.executor.places import host_memory, memory_limits, sharing_cores, threads_of_updates
 from roundel.traces.machine import Device, Link, Machine
@@ -18,7 +19,9 @@ CPU = torch.device("cpu")
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 
 
-@pytest.mark.parametrize(("allowed", "left"), [("max\n", 94), (f"{50 * 2**30}\n", 46), ("5", 1)])
+@pytest.mark.parametrize(
+    ("allowed", "left"), [("max\n", 94), (f"{50 * 2**30}\n", 46), ("6", 3 / 2**30)]
+)
 def test_the_process_itself_needs_some_of_the_hosts_memory(
     allowed: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,7 +29,7 @@ def test_the_process_itself_needs_some_of_the_hosts_memory(
     limit.write_text(allowed)
     monkeypatch.setattr(places, "_CONTAINER_LIMIT", limit)
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 100 * 2**18}.get)
-    assert host_memory() == (left * 2**30 if left > 1 else 1)
+    assert host_memory() == left * 2**30
     limit.unlink()
     assert host_memory() == 94 * 2**30
 
@@ -61,6 +64,19 @@ def test_virtual_devices_share_the_cores() -> None:
     with sharing_cores([CPU] * 2):
         assert torch.get_num_threads() == max(1, before // 2)
     assert torch.get_num_threads() == before
+
+
+def test_a_gpus_updates_are_timed_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    def timed(works: list[Copy], devices: object) -> int:
+        rows.append(len(works))
+        return 100 * len(works)
+
+    monkeypatch.setattr(measure_machine_module, "shortest_ns", timed)
+    for device in (torch.device("cuda", 0), CPU):
+        assert measure_machine_module._in_a_row_ns(lambda: None, device) == 100
+    assert rows == [8, 1]
 
 
 def test_updates_leave_two_cores_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

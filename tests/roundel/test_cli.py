@@ -86,6 +86,18 @@ def test_a_picture_names_the_knobs_that_were_set(
     assert "1f1b (recompute=early)" in (tmp_path / "a.svg").read_text()
 
 
+def test_of_two_pictures_each_has_the_name_that_the_table_has(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(
+        "roundel.report.draw_timeline", lambda timeline, path, title: titles.append(title)
+    )
+    line = f"compare {TRACE} --policies 1f1b,1f1b {SIZE} --plot {tmp_path}"
+    assert run(capsys, line)[0] == 0
+    assert [each.partition(":")[0] for each in titles] == ["1f1b", "1f1b #2"]
+
+
 def test_compare_ranks_draws_and_names_the_winner(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
