@@ -125,13 +125,8 @@ def _of_fewer_bits(work: Work, given: Given) -> Iterator[tuple[str, Work]]:
 def _is_float32(layers: Iterable[LayerCost]) -> bool:
     """Whether layers compute with weights of four bytes, all of which are trained."""
     trained = [each for each in layers if each.params_to_update]
-    held, count = (
-        sum(numbers)
-        for numbers in (
-            (each.param_bytes for each in trained),
-            (each.params_to_update for each in trained),
-        )
-    )
+    held = sum(each.param_bytes for each in trained)
+    count = sum(each.params_to_update for each in trained)
     return 3.9 * count < held < 4.1 * count
 
 
