@@ -9,10 +9,13 @@ Decoders by their public shapes, computed traces for an RTX 4090, round-robin: n
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 from what_fits_picture import Point, draw
@@ -160,22 +163,38 @@ WAYS: dict[str, dict[str, bool]] = {
 }
 
 
-def memory_rows(cases: Sequence[Case]) -> list[list[str]]:
-    """Host memory, the least of it, and tokens/s at each of `CONTEXTS`, a row a case."""
-    headings = [f"{context // K}K: host GiB (least); tokens/s" for context in CONTEXTS]
-    return [
-        ["model", "trained", *headings],
-        *([*_names(case), *(_cell(case, context) for context in CONTEXTS)] for case in cases),
-    ]
+HEADINGS = [f"{context // K}K: host GiB (least); tokens/s" for context in CONTEXTS]
 
 
-def longest_rows(cases: Sequence[Case]) -> list[list[str]]:
-    """The longest context of each case, by how the head and the blocks use memory."""
-    rows = [["model", "trained", *WAYS]]
-    for case in cases:
-        found = (longest(replace(case, **how)) for how in WAYS.values())
-        rows.append([*_names(case), *(_context(each) for each in found)])
-    return rows
+@dataclass(frozen=True)
+class Found:
+    """Of a case: cells of the tables, and its line of the picture.
+
+    memory: host memory, the least of it, and tokens/s at each of `CONTEXTS`. contexts: the longest
+    one in each of `WAYS`.
+    """
+
+    memory: list[str]
+    contexts: list[str]
+    line: list[Point]
+
+
+def find(case: Case, drawn: bool) -> Found:
+    """All that is said of a case."""
+    return Found(
+        [_cell(case, context) for context in CONTEXTS],
+        [_context(longest(replace(case, **how))) for how in WAYS.values()],
+        _line(case) if drawn else [],
+    )
+
+
+def find_all(cases: Sequence[Case], drawn: bool, processes: int) -> list[Found]:
+    """The same of each, in so many processes."""
+    work = partial(find, drawn=drawn)
+    if processes == 1:
+        return list(map(work, cases))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return list(pool.map(work, cases))
 
 
 def _names(case: Case) -> list[str]:
@@ -212,12 +231,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 # ---- picture
 
 
-def lines(cases: Sequence[Case]) -> dict[str, dict[str, list[Point]]]:
+def lines(cases: Sequence[Case], found: Sequence[Found]) -> dict[str, dict[str, list[Point]]]:
     """For each way of training a line a model: enough host memory, and the context then."""
     panels: dict[str, dict[str, list[Point]]] = {}
-    for case in sorted(cases, key=lambda each: (each.rank, each.low_bit)):
+    pairs = zip(cases, found, strict=True)
+    for case, each in sorted(pairs, key=lambda pair: (pair[0].rank, pair[0].low_bit)):
         model, trained = _names(case)
-        panels.setdefault(f"trained: {trained}", {})[model] = _line(case)
+        panels.setdefault(f"trained: {trained}", {})[model] = each.line
     return panels
 
 
@@ -249,8 +269,11 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--host-optimizer-rate", type=int, help="parameters/s of AdamW")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/what-fits.md")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--plot", type=Path, help="longest context by host memory, a picture")
     chosen = parser.parse_args(words)
+    if chosen.processes < 1:
+        raise roundel.InputError("--processes: from 1")
     if chosen.lora_rank < 1 or not 0 <= chosen.reserve < 24:
         raise roundel.InputError("--lora-rank: from 1; --reserve: from 0 to less than 24 GiB")
     cases = [
@@ -268,14 +291,18 @@ def main(words: list[str] | None = None) -> None:
         # What layers share cannot pass through a GPU with one of them.
         if not (low_bit and MODELS[model]["tie_word_embeddings"])
     ]
+    found = find_all(cases, bool(chosen.plot), chosen.processes)
+    names = [_names(case) for case in cases]
+    memory = [[*name, *each.memory] for name, each in zip(names, found, strict=True)]
+    contexts = [[*name, *each.contexts] for name, each in zip(names, found, strict=True)]
     table = markdown if chosen.markdown else plain
-    print(table(memory_rows(cases)), end="\n\n")
-    print(table(longest_rows(cases)))
+    print(table([["model", "trained", *HEADINGS], *memory]), end="\n\n")
+    print(table([["model", "trained", *WAYS], *contexts]))
     if not chosen.markdown:
         print(f"\n{NOT_AT_ALL}: more than the GPU's memory; (least): with a coarser cut")
     if chosen.plot:
         cards = "an RTX 4090" if chosen.devices == 1 else f"{chosen.devices} RTX 4090s"
-        draw(lines(cases), chosen.plot, f"How long a context fits {cards}, by host memory")
+        draw(lines(cases, found), chosen.plot, f"How long a context fits {cards}, by host memory")
 
 
 def _models(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What fits a card: bytes by hand, and the document says what the script prints."""
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from roundel.traces.model_config import read_config
 from roundel.traces.shapes import block_saved_bytes
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "what_fits.py"
 GIB, K = 2**30, 1024
 LLAMA_PARAMS = 8_030_261_248
 
@@ -21,7 +23,7 @@ LLAMA_PARAMS = 8_030_261_248
 def example() -> Iterator[dict[str, Any]]:
     """The script's names; it imports two files from beside it."""
     sys.path.insert(0, str(ROOT / "examples"))
-    yield runpy.run_path(str(ROOT / "examples" / "what_fits.py"))
+    yield runpy.run_path(str(SCRIPT))
     sys.path.remove(str(ROOT / "examples"))
     for name in ("what_fits_picture", "what_fits_traces"):
         sys.modules.pop(name)
@@ -48,21 +50,21 @@ def test_inputs_of_visits_wait_on_the_host(example: dict[str, Any]) -> None:
 
 
 def test_longer_contexts_need_more_and_lora_much_less(example: dict[str, Any]) -> None:
-    for model in ("qwen3-1.7b", "llama-3.1-8b"):
-        full, lora = (
-            [example["outcome"](example["Case"](model, rank), each * K) for each in (2, 8, 32)]
-            for rank in (0, 16)
-        )
-        for outcomes in (full, lora):
-            assert all(each.fits for each in outcomes)
-            hosts = [each.host_bytes for each in outcomes]
-            assert hosts == sorted(hosts)
-            rates = [each.tokens_per_s for each in outcomes[1:]]
-            assert rates == sorted(rates, reverse=True)
-        least = example["leanest"](example["Case"](model, 16), 8 * K)
-        assert least.host_bytes < full[1].host_bytes / 5
-        # The quickest cut keeps more inputs on the host than the leanest.
-        assert lora[1].host_bytes < full[1].host_bytes / 4
+    model = "llama-3.1-8b"
+    full, lora = (
+        [example["outcome"](example["Case"](model, rank), each * K) for each in (2, 8, 32)]
+        for rank in (0, 16)
+    )
+    for outcomes in (full, lora):
+        assert all(each.fits for each in outcomes)
+        hosts = [each.host_bytes for each in outcomes]
+        assert hosts == sorted(hosts)
+        rates = [each.tokens_per_s for each in outcomes[1:]]
+        assert rates == sorted(rates, reverse=True)
+    least = example["leanest"](example["Case"](model, 16), 8 * K)
+    assert least.host_bytes < full[1].host_bytes / 5
+    # The quickest cut keeps more inputs on the host than the leanest.
+    assert lora[1].host_bytes < full[1].host_bytes / 4
 
 
 def test_the_longest_context_is_the_last_that_fits(example: dict[str, Any]) -> None:
@@ -125,22 +127,22 @@ def test_the_head_works_in_parts_as_large_as_the_executors(example: dict[str, An
     assert sys.modules["what_fits_traces"].HEAD_PART == CHUNK
 
 
-def test_the_document_has_what_the_script_prints(
-    example: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    example["main"](["--markdown"])
-    memory, contexts = capsys.readouterr().out.strip().split("\n\n")
+def printed(*words: str) -> str:
+    """By the script as it is run, in a process a core."""
+    call = [sys.executable, str(SCRIPT), *words]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_document_has_what_the_script_prints() -> None:
+    memory, contexts = printed("--markdown").strip().split("\n\n")
     document = (ROOT / "docs" / "what-fits.md").read_text()
     assert memory in document
     assert contexts in document
 
 
-def test_tables_and_the_picture_of_one_model(
-    example: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_and_the_picture_of_one_model(tmp_path: Path) -> None:
     words = ["--models", "qwen3-1.7b", "--lora-rank", "8", "--microbatches", "4"]
-    example["main"]([*words, "--plot", str(tmp_path / "fits.png")])
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed(*words, "--plot", str(tmp_path / "fits.png")).splitlines()
     assert lines[1].startswith("qwen3-1.7b  fully ")
     assert lines[2].startswith("qwen3-1.7b  LoRA, rank 8 ")
     assert (tmp_path / "fits.png").stat().st_size > 10_000
@@ -151,7 +153,8 @@ def test_tables_and_the_picture_of_one_model(
     [
         (["--models", "gpt-5"], "no 'gpt-5'; there are qwen3-1.7b"),
         (["--reserve", "24"], "--reserve: from 0 to less than 24 GiB"),
-        (["--devices", "9"], "devices"),
+        (["--devices", "9", "--processes", "1"], "devices"),
+        (["--processes", "0"], "--processes: from 1"),
     ],
 )
 def test_mistakes_are_told(example: dict[str, Any], words: list[str], message: str) -> None:
