@@ -5,6 +5,7 @@ training falls behind at small learning rates, so theirs have eight
 (docs/results/2026-11-24-low-bit-states.md). Needs torchao.
 """
 
+from functools import partialmethod
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,6 @@ from torchao.optim import AdamW8bit as _AdamW8bit
 EIGHT_BIT_BLOCK = 256
 """Elements with one scale, as `AdamW8bit` has it."""
 
-
 TABLE_ROWS = 30_000
 """Of a vocabulary; few other weights have so many rows."""
 
@@ -22,19 +22,7 @@ TABLE_ROWS = 30_000
 class AdamW8bit(_AdamW8bit):  # type: ignore[misc]
     """torchao's AdamW8bit, with stochastic rounding where nothing else is asked for."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        *,
-        bf16_stochastic_round: bool = True,
-    ) -> None:
-        super().__init__(
-            params, lr, betas, eps, weight_decay, bf16_stochastic_round=bf16_stochastic_round
-        )
+    __init__ = partialmethod(_AdamW8bit.__init__, bf16_stochastic_round=True)
 
 
 class AdamW4bit(_AdamW4bit):  # type: ignore[misc]

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ..policies.estimate import gone_before
 from ..policies.lower_transit import IN_TRANSIT
 from ..policies.program import LABEL_CODE, STATES, Program
 from ..policies.visits import AT_A_TIME
 from ..traces.timeline import COMPUTE_KINDS, KIND_CODE, KINDS
-from .run import Before, before_of, first_before
+from .run import Before, before_of
 from .store import Lifetimes
 
 ACTIVATIONS, GRADIENTS, SAVED = "boundary activations", "boundary gradients", "saved activations"
@@ -45,8 +46,15 @@ class ProgramTables:
 
     @cached_property
     def first_before(self) -> Before:
-        """`before` in a step that is the first with tensors of their shapes."""
-        return first_before(self.program)
+        """`before` in a step that is the first with tensors of their shapes.
+
+        Memory is taken on the host then for what comes down: slow. So that no more waits on a
+        device for its way down than was planned, ops wait for what should have gone by then.
+        """
+        before = [[*waits] for waits in self.before]
+        for transfer, op in gone_before(self.program):
+            before[op].append(transfer)
+        return before
 
     def after(self, earlier: "ProgramTables") -> dict[int, list[int]]:
         """Tasks of the step before that uploads of this one wait for.

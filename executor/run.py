@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..policies.estimate import gone_before
 from ..policies.program import Program
 from .streams import Clock, Mark
 
@@ -21,18 +20,6 @@ def before_of(program: Program) -> Before:
     before = program.dep_before[by_task].tolist()
     bounds = np.searchsorted(program.dep_after[by_task], np.arange(len(program) + 1)).tolist()
     return [before[first:stop] for first, stop in pairwise(bounds)]
-
-
-def first_before(program: Program) -> Before:
-    """The same where memory is taken on the host for what comes down: slow.
-
-    So that no more waits on a device for its way down than was planned, ops wait for what should
-    have gone by then.
-    """
-    before = before_of(program)
-    for transfer, op in gone_before(program):
-        before[op].append(transfer)
-    return before
 
 
 class Run:

@@ -274,9 +274,8 @@ def test_gradients_are_numbers_that_differ_and_a_loss_has_its_own() -> None:
     embedding, *_, head = decoder_layers(SHAPE)
     measured([embedding, Seeing(), head], loss, repeats=2)
     of_layer = [each for each in seen if each.ndim]
-    assert len(of_layer) == 6 + 1 + len(
-        FILLS
-    )  # Three runs for bytes, one before two repeats; trials.
+    # Three runs for bytes, one before two repeats; the trials of what a recompute leaves out.
+    assert len(of_layer) == 6 + 1 + len(FILLS)
     assert all(len(each.unique()) > each.numel() // 2 for each in of_layer)
     assert all(torch.equal(each, of_layer[0]) for each in of_layer)
     assert [each.item() for each in seen if not each.ndim] == [1.0] * 6

@@ -80,10 +80,8 @@ def test_what_is_float32_needs_half_of_all_in_bfloat16() -> None:
     text = by_simulation(work)
     assert text.startswith("with --dtype bfloat16 --optim roundel.executor.low_bit.AdamW8bit ")
     assert " and with" not in text
-    assert (
-        by_simulation(work, Given(autocast=True)).partition(" would fit")[0]
-        != (text.partition(" would fit")[0])
-    )
+    cast = by_simulation(work, Given(autocast=True))
+    assert cast.partition(" would fit")[0] != text.partition(" would fit")[0]
 
 
 def test_both_where_both_memories_are_too_small() -> None:
