@@ -10,8 +10,9 @@ DEMO_READY := $(VENV)/.ready-demo
 demo: $(DEMO_READY)
 	$(BIN)/python examples/demo.py demo
 
+# A process a core, up to eight; each has torch in memory.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -297,9 +297,11 @@ class LayerRun:
         )
 
     def _backward(self, output: Value) -> None:
+        """In this thread, as a step does it."""
         outputs = [each for each in tensors_of(output) if each.requires_grad]
         if outputs:
-            torch.autograd.backward(outputs, self._gradients(outputs))
+            with torch.autograd.set_multithreading_enabled(False):
+                torch.autograd.backward(outputs, self._gradients(outputs))
 
     def _gradients(self, outputs: list[Tensor]) -> list[Tensor]:
         """Gradients of outputs, the same ones every time: a loss's is 1, others are random.

@@ -61,8 +61,9 @@ def measure_machine(
 ) -> Machine:
     """The machine of these devices, each with so much memory, and the host (0: not limited).
 
-    An update changes weights of the dtype `weights`, takes its gradient and gives its weights back
-    in the dtype `compute`; elsewhere than in `updates_on` it is not measured, and takes no time.
+    An update changes weights of the dtype `weights`. Where `compute` is another dtype, it takes its
+    gradient and gives its weights back in that; elsewhere than in `updates_on` it is not measured,
+    and takes no time.
     On the host it is measured for `timed_s` while the GPUs are busy, as they are in a step.
     Several virtual devices on one share its link to the host.
     """
@@ -118,13 +119,14 @@ def _update(
     steps = optimizer([parameter])
     gradient = torch.ones(SIDE, SIDE, device=device, dtype=compute)
     weights = torch.ones_like(gradient)
+    converts = compute not in (None, dtype)
 
     @torch.no_grad()
     def step() -> Tensor:
-        if compute is not None:
+        if converts:
             parameter.grad.copy_(gradient)  # type: ignore[union-attr]
         steps.step()
-        return weights.copy_(parameter) if compute is not None else parameter
+        return weights.copy_(parameter) if converts else parameter
 
     return step
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from . import __version__, report
 from . import options as opt
-from . import report
 from .analytic_command import analytic
 from .api import Comparison, Simulation, compare_work, simulate_work
 from .import_command import import_trace
@@ -26,7 +26,6 @@ from .validate_command import validate_command
 
 app = typer.Typer(
     name="roundel",
-    help="Simulate every pipeline schedule on your hardware, pick the best, and train with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -77,6 +76,24 @@ def _fail(message: str) -> NoReturn:
     if one_line:
         print(f"roundel: {one_line}", file=sys.stderr)
     sys.exit(2)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"roundel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Simulate every pipeline schedule on your hardware, pick the best, and train with it."""
 
 
 @app.command(

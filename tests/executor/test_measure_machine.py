@@ -66,6 +66,18 @@ def test_virtual_devices_share_the_cores() -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(
+    ("compute", "converts"), [(None, False), (torch.bfloat16, False), (torch.float32, True)]
+)
+def test_an_update_converts_where_masters_have_another_dtype(
+    compute: torch.dtype | None, converts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_machine_module, "SIDE", 4)
+    updated = measure_machine_module._update(ADAMW, compute, torch.bfloat16, CPU)()
+    assert isinstance(updated, torch.nn.Parameter) is not converts
+    assert updated.dtype == (compute or torch.bfloat16)
+
+
 def test_a_gpus_updates_are_timed_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ def test_json_is_one_object_with_the_documented_keys(capsys: pytest.CaptureFixtu
     assert data["makespan_s"] == pytest.approx(2.896917, rel=5e-4)
     assert list(data["bubble"]) == ["fill", "switch", "drain", "steady"]
     assert sum(data["bubble"].values()) == pytest.approx(data["bubble_ratio"])
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"roundel {metadata.version('roundel')}\n", "")
 
 
 def test_round_robin_takes_two_cuts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,11 +134,10 @@ def printed(*words: str) -> str:
 
 
 def test_the_document_has_what_the_script_prints() -> None:
-    """Of two models, one with a head of its own, one without: all takes as long as much else."""
-    document = (ROOT / "docs" / "what-fits.md").read_text().splitlines()
-    lines = printed("--markdown", "--models", "qwen3-1.7b,llama-3.1-8b").splitlines()
-    assert len(lines) == 2 * (2 + 5) + 1
-    assert set(lines) <= set(document)
+    memory, contexts = printed("--markdown").strip().split("\n\n")
+    document = (ROOT / "docs" / "what-fits.md").read_text()
+    assert memory in document
+    assert contexts in document
 
 
 def test_tables_and_the_picture_of_one_model(tmp_path: Path) -> None:
