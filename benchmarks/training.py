@@ -103,12 +103,14 @@ def peer(name: str, arguments: Arguments) -> Result:
 
 
 def trainer_of(name: str, arguments: Arguments) -> roundel.Trainer:
-    """A trainer by one of our policies: one that streams at the memory cap, a resident one as
-    `plain`."""
+    """A trainer by one of our policies: one that streams at the memory cap, with masters as
+    `--masters` says; a resident one as `plain`."""
     policy = POLICIES[name](arguments) if name in POLICIES else roundel.make_policy(name)
     streams = isinstance(policy, Streamed)
     return roundel.Trainer(
-        make_layers(arguments, "cpu", torch.float32 if streams else dtype_of(arguments)),
+        make_layers(
+            arguments, "cpu", getattr(torch, arguments.masters if streams else arguments.dtype)
+        ),
         token_loss,
         policy=policy,
         optimizer=partial(torch.optim.AdamW, lr=arguments.lr, fused=True),
@@ -241,6 +243,12 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--systems", default="plain,round-robin", help="or all")
     parser.add_argument("--devices", default="cuda:0")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument(
+        "--masters",
+        default="float32",
+        choices=["bfloat16", "float32"],
+        help="of policies that stream; bfloat16, as all others have, takes half the host's memory",
+    )
     parser.add_argument("--memory", default="24GiB")
     parser.add_argument("--sequence", type=int, default=2048)
     parser.add_argument("--sequences", type=int, default=4, help="in a microbatch")
