@@ -1,11 +1,16 @@
 """Output files: the mistakes one can make with their paths, in one line each."""
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from ..traces.errors import InputError
+
+LONGEST_STEM = 80
+"""Characters of a file's name that come from a policy's, whose knobs can be long cuts."""
 
 
 def output_path(path: str | Path, what: str, suffixes: Collection[str] = ()) -> Path:
@@ -26,6 +31,17 @@ def output_path(path: str | Path, what: str, suffixes: Collection[str] = ()) -> 
     if not has_folder:
         raise InputError(f"{path}: cannot write this {what}: there is no folder {path.parent}")
     return path
+
+
+def file_stems(names: Iterable[str]) -> dict[str, str]:
+    """A file's name for each name of a policy: short, of plain signs, and its own."""
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = "-".join(part for part in re.split(r"[^\w.-]+", name) if part)[:LONGEST_STEM]
+        numbered = (f"{stem}-{number}" for number in count(2))
+        taken = stems.values()
+        stems[name] = next(each for each in chain([stem], numbered) if each not in taken)
+    return stems
 
 
 @contextmanager

@@ -64,14 +64,18 @@ class Layers:
         owners = {self.owner[id(each)] for each in self.parameters_of(layer).values()}
         return owners - {layer}
 
+    def trained_of(self, layer: int) -> list[int]:
+        """The earlier layers that own some of the parameters that this one trains."""
+        trained = [each for each in self.parameters_of(layer).values() if each.requires_grad]
+        return sorted({self.owner[id(each)] for each in trained} - {layer})
+
     def refuse_several_owners(self) -> None:
         """Raises InputError where a layer trains parameters of several earlier layers.
 
         Plans know one owner of a layer's shared parameters, and wait for what goes to that one.
         """
         for layer in range(len(self)):
-            trained = [each for each in self.parameters_of(layer).values() if each.requires_grad]
-            owners = sorted({self.owner[id(each)] for each in trained} - {layer})
+            owners = self.trained_of(layer)
             if len(owners) > 1:
                 raise InputError(
                     f"layers: layer {layer} shares trained parameters with layers "

@@ -128,6 +128,6 @@ def with_real_bytes(
         missing = {name: value for name, value in real.items() if not getattr(cost, name)}
         if "grad_bytes" in missing and cost.trainable_params in (None, 0):
             missing["trainable_params"] = params
-        tied = layers.tied_to(layer)
-        costs.append(cost.model_copy(update=missing | {"tied_to": min(tied) if tied else None}))
+        tied_to = next(iter(layers.trained_of(layer)), None)
+        costs.append(cost.model_copy(update=missing | {"tied_to": tied_to}))
     return trace.model_copy(update={"layers": tuple(costs)})

@@ -82,8 +82,7 @@ class LayerRun:
         }
         self.parameters = copies
         self.own = layers.owned_by(layer)
-        tied = layers.tied_to(layer)
-        self.tied_to = min(tied) if tied else None
+        self.tied_to = next(iter(layers.trained_of(layer)), None)
         self.device, self.autocast = device, autocast
         self.spread = 0.0
         self.loss: Callable[[Value], Tensor] | None = None

@@ -1,6 +1,5 @@
 """Models and data by name: presets, Hugging Face folders, and functions in a user's file."""
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..policies.user_file import run_file
+from ..policies.user_file import failure, run_file
 from ..traces.errors import InputError, shown
 from .compute import LossFunction
 from .decoder import decoder_layers
@@ -131,7 +130,7 @@ def load_function(source: str, what: str) -> Callable[..., Any]:
     try:
         module = run_file(path)
     except (Exception, SystemExit) as error:
-        raise InputError(_failure(shown(path), path, error)) from error
+        raise InputError(f"{shown(path)}: {failure(error, path)}") from error
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{shown(path)}: no function {function!r} in it")
@@ -145,16 +144,7 @@ def _call(source: str, function: Callable[..., Any], **arguments: object) -> Any
     except InputError:
         raise
     except Exception as error:
-        raise InputError(_failure(source, path, error)) from error
-
-
-def _failure(where: str, path: Path, error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    message = " ".join(str(error).split())
-    parts = [where, f"line {line}" if line else "", type(error).__name__, message]
-    return ": ".join(filter(None, parts))
+        raise InputError(f"{source}: {failure(error, path)}") from error
 
 
 def _from_function(source: str) -> Model:

@@ -1,6 +1,6 @@
 """Trainer: trains a model's layers by any policy."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..policies.misfit import misfit
 from ..policies.op import Op
 from ..policies.plan import Place, Plan
 from ..policies.planning import plan_of
-from ..policies.policy import Policy, policy_name
+from ..policies.policy import Policy, places_of_updates, policy_name
 from ..policies.work import Work
 from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
@@ -277,12 +277,12 @@ class Trainer:
 
     def _prepare(self, inputs: Value, targets: Value) -> _Ready:
         if self._ready is None:
-            place: Place = getattr(self.policy, "optimizer_on", "host")
+            places = places_of_updates([self.policy])
             kept = optimizer_bytes(
                 self._optimizer_factory,
                 self.layers.dtype(),
                 self._compute_dtype,
-                self.devices[0] if place == "device" else "cpu",
+                self.devices[0] if "device" in places else "cpu",
                 map(rows_of, self.layers.trained()),
             )
             self._microbatch = looks_of((inputs, targets))
@@ -300,7 +300,7 @@ class Trainer:
                     f"trace: has {len(self.trace.layers)} layers, the model {len(self.layers)}"
                 )
             self.trace = with_real_bytes(self.trace, self.layers, self._compute_dtype, kept)
-            machine = self._machine_here(place)
+            machine = self._machine_here(places)
             work = Work(self.trace, machine, self.microbatches)
             plan = plan_of(self.policy, work, self.step_number)
             if plan.clip != (self._clip_norm is not None):
@@ -338,7 +338,7 @@ class Trainer:
             repeats=REPEATS if self.trace is None else 1,
         )
 
-    def _machine_here(self, updates_on: Place) -> Machine:
+    def _machine_here(self, updates_on: Collection[Place]) -> Machine:
         on_gpus = any(device.type == "cuda" for device in self.devices)
         if self.machine is None and on_gpus:
             self.machine = measure_machine(
@@ -347,7 +347,7 @@ class Trainer:
                 self._optimizer_factory,
                 self._compute_dtype,
                 weights=self.layers.dtype(),
-                updates_on=[updates_on],
+                updates_on=updates_on,
                 host_memory_bytes=host_memory(),
             )
         machine = self.machine or ideal_machine(len(self.devices))

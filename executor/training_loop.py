@@ -36,7 +36,7 @@ class LoopSettings:
 
     steps: in all, those of an earlier run that is gone on with included.
     schedule, warmup: the learning rate rises over `warmup` steps, then stays, or falls to
-        `final_share` of it at the last step.
+        `final_share` of it, which a step behind the last would have, as in Hugging Face's.
     evaluate_every: in steps, and after the last; 0 is never.
     save_every: in steps; 0 is only at the end. `folder` None: never.
     evaluate_batches: held-out batches at most, each of `evaluate_size` samples.

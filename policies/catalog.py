@@ -1,6 +1,5 @@
 """The policies by name, and a user's own from a file."""
 
-import traceback
 from ast import literal_eval
 from dataclasses import fields, is_dataclass
 from inspect import isabstract, signature
@@ -14,10 +13,10 @@ from .interleaved_1f1b import Interleaved1F1B
 from .layer_to_layer import LayerToLayer
 from .looped_bfs import LoopedBFS
 from .one_f_one_b import OneFOneB
-from .planning import check_knobs, failure
+from .planning import check_knobs
 from .policy import Policy
 from .round_robin import RoundRobin
-from .user_file import run_file
+from .user_file import failure, run_file
 from .zb_h1 import ZBH1
 from .zb_h2 import ZBH2
 from .zb_v import ZBV
@@ -78,18 +77,26 @@ def split_names(text: str) -> list[str]:
 def split_knobs(text: str) -> tuple[str, dict[str, Any]]:
     """A policy's name and the knobs that stand behind it: "1f1b[partition=3 4, recompute=late]".
 
-    Raises InputError for one that is no NAME=VALUE, or is there twice.
+    A partition of two cuts, "7 7 / 1 3 10", is forward's and backward's. Raises InputError for
+    one that is no NAME=VALUE, or is there twice.
     """
     name, bracket, rest = text.partition("[")
     if not bracket or not rest.endswith("]"):
         return text, {}
     knobs: dict[str, Any] = {}
     for each in split_names(rest[:-1]):
-        knob, value = parse_knob(each)
-        if knob in knobs:
-            raise InputError(f"{text}: {knob} is there twice")
-        knobs[knob] = _numbers(value) if knob.endswith("partition") else value
+        for knob, value in _cuts_apart(*parse_knob(each)):
+            if knob in knobs:
+                raise InputError(f"{text}: {knob} is there twice")
+            knobs[knob] = _numbers(value) if knob.endswith("partition") else value
     return name.strip(), knobs
+
+
+def _cuts_apart(knob: str, value: Any) -> list[tuple[str, Any]]:
+    if knob != "partition" or "/" not in str(value):
+        return [(knob, value)]
+    forward, _, backward = str(value).partition("/")
+    return [(knob, forward), (f"backward_{knob}", backward)]
 
 
 def parse_knob(text: str) -> tuple[str, Any]:
@@ -138,7 +145,7 @@ def _load(path: Path) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise InputError(f"{shown(path)}: {_failure(error, path)}") from error
+        raise InputError(f"{shown(path)}: {failure(error, path)}") from error
 
 
 def _is_file(path: Path) -> bool:
@@ -146,15 +153,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
-
-
-def _failure(error: BaseException, path: Path) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    where = f"line {line}: " if line else ""
-    message = " ".join(str(error).split())
-    return f"{where}{type(error).__name__}" + (f": {message}" if message else "")
 
 
 def _policy_class(module: ModuleType, name: str, path: str) -> type:

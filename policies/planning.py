@@ -1,11 +1,9 @@
 """plan_of: a policy's plan, with the mistakes of a user's own policy said in one line."""
 
 import sys
-import traceback
 from contextlib import redirect_stdout
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -13,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ..traces.errors import InputError
 from .plan import Plan
 from .policy import Policy, policy_name
+from .user_file import failure
 from .work import Work
 
 
@@ -62,11 +61,3 @@ def _adapters(policy: type) -> dict[str, TypeAdapter[Any]]:
     except Exception:
         # A user's annotations may be anything; then the policy checks its knobs itself.
         return {}
-
-
-def failure(error: BaseException) -> str:
-    """Where and what an exception is, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}: " if frames else ""
-    message = " ".join(str(error).split())
-    return f"{where}{type(error).__name__}" + (f": {message}" if message else "")

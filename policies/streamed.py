@@ -166,7 +166,8 @@ def _best_cut(policy: Streamed, work: Work) -> AsymmetricCut:
     def step_ns(cut: AsymmetricCut) -> int:
         return policy.step_ns(short, cut)
 
-    limit = min(device.memory_bytes for device in work.machine.devices)
+    limits = (device.memory_bytes for device in work.machine.devices)
+    limit = min(filter(None, limits), default=0)
     # What the next visit brings is not known while packing: where it is too much, pack less.
     for share in (1.0, 0.8, 0.6, 0.45, 0.3):
         promising = good_cuts(work, CANDIDATES, int(limit * share))

@@ -172,7 +172,8 @@ def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
     unused = set(knobs)
     policies = []
     for name in names:
-        mine = {knob: value for knob, value in knobs.items() if knob in known_knobs(name)}
+        known = known_knobs(name)
+        mine = {knob: value for knob, value in knobs.items() if knob in known}
         unused -= set(mine)
         policies.append(make_policy(name, **mine))
     if unused:

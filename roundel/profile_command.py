@@ -1,7 +1,7 @@
 """`roundel profile`."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from . import options as opt
 from . import train_options as own
 from .analysis.units import human_bytes, human_rate, human_seconds
+from .policies.plan import Place
 from .policies.work import Work
 from .traces.errors import InputError, shown
 from .traces.machine import Machine
@@ -81,13 +82,14 @@ def profiled(config: TrainConfig, console: Console) -> Work:
         return measured(job, status.update if status else lambda what: None)
 
 
-def measured(job: "Job", tell: Callable[[str], None]) -> Work:
+def measured(job: "Job", tell: Callable[[str], None], updates_on: Collection[Place] = ()) -> Work:
     """The work of a job, measured; a model that cannot be run is an InputError."""
     from .executor.training_setup import explain
 
     try:
         return job.measured(
-            lambda layer, count, name: tell(f"measuring layer {layer + 1} of {count}: {name}")
+            lambda layer, count, name: tell(f"measuring layer {layer + 1} of {count}: {name}"),
+            updates_on=updates_on,
         )
     except InputError:
         raise

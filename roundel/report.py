@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .analysis.bubble_picture import draw_bubbles
 from .analysis.chrome import write_chrome_trace
-from .analysis.files import make_folder
+from .analysis.files import file_stems, make_folder
 from .analysis.frames import write_csv
 from .analysis.memory_picture import draw_memory
 from .analysis.table import comparison_table
@@ -21,7 +21,8 @@ from .analysis.units import counted, human_bytes, human_rate, human_seconds, hum
 from .api import Comparison, Simulation, compare_work, full_name
 from .options import policies_of
 from .policies.catalog import known_knobs
-from .policies.policy import policy_name
+from .policies.policy import Policy, policy_name
+from .policies.round_robin import RoundRobin
 from .policies.work import Work
 from .traces.errors import InputError
 from .traces.library import load_machine, load_trace, machine_names, trace_names
@@ -61,9 +62,10 @@ def write_pictures(
     """
     make_folder(folder)
     written = []
+    stems = file_stems(each.name for each in comparison.simulations)
     for simulation in comparison.simulations:
         say(f"drawing {simulation.name}")
-        name = _file_name(simulation.name)
+        name = stems[simulation.name]
         written += [folder / f"{name}.png", folder / f"{name}-memory.png"]
         draw_timeline(simulation.timeline, written[-2], _title(simulation))
         draw_memory(simulation.timeline, written[-1], _title(simulation))
@@ -200,29 +202,34 @@ def fair_comparison(
     ]
 
 
+def _is_round_robin(policy: Policy) -> bool:
+    return policy_name(policy) == RoundRobin.name
+
+
 def _late(policy: Any) -> Any:
-    as_published = getattr(policy, "name", None) == "round-robin"
-    if as_published or "recompute" not in known_knobs(type(policy)):
+    if _is_round_robin(policy) or "recompute" not in known_knobs(type(policy)):
         return policy
     return replace(policy, recompute="late")
 
 
 def fair_rows(compared: list[tuple[str, Comparison]]) -> list[dict[str, Any]]:
-    """Round-robin's step, the fastest other's and the advantage, one object a comparison.
+    """The fastest round-robin's step, the fastest other's and the advantage, one a comparison.
 
     Raises InputError where round-robin or every other is missing or cannot run.
     """
     rows = []
     for what, comparison in compared:
-        mine = [each for each in comparison.simulations if each.name == "round-robin"]
-        others = [each for each in comparison.simulations if each.name != "round-robin"]
+        mine, others = (
+            [each for each in comparison.simulations if _is_round_robin(each.policy) is wanted]
+            for wanted in (True, False)
+        )
         if not mine or not others:
             reasons = "; ".join(f"{name}: {why}" for name, why in comparison.refused.items())
             raise InputError(
                 f"--fair: needs round-robin and another policy that can run. {reasons}".strip()
             )
-        second = min(others, key=lambda each: each.metrics.step_s)
-        ours, theirs = mine[0].metrics.step_s, second.metrics.step_s
+        first, second = (min(each, key=lambda one: one.metrics.step_s) for each in (mine, others))
+        ours, theirs = first.metrics.step_s, second.metrics.step_s
         rows.append(
             {
                 "early_recompute": what,
@@ -287,7 +294,8 @@ def _print_misfits(console: Console, simulation: Simulation) -> None:
     if not over:
         return
     worst = max(over, key=lambda curve: curve.over_bytes)
-    more = f"; so are {len(over) - 1} other memories" if len(over) > 1 else ""
+    others = len(over) - 1
+    more = f"; so {'are' if others > 1 else 'is'} {counted(others, 'other')}" if others else ""
     text = f"{simulation.name} does not fit: {_misfit(worst)}{more}"
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
@@ -307,8 +315,10 @@ def _machine(work: Work) -> str:
     limits = [device.memory_bytes for device in machine.devices]
     if machine.name == "ideal":
         said += " (no memory limits, updates and transfers to the host take no time)"
-    elif not all(limits):
+    elif not any(limits):
         said += " (no memory limits)"
+    elif not all(limits):
+        said += f" ({limits.count(0)} without a memory limit)"
     if machine.hop_ns:
         said += f", {human_seconds(machine.hop_ns / 1e9)} from one device to another"
     return said
@@ -318,7 +328,3 @@ def _title(simulation: Simulation) -> str:
     policy = simulation.policy
     plain = simulation.name == policy_name(policy)
     return f"{full_name(policy) if plain else simulation.name}: {simulation.work.trace.name}"
-
-
-def _file_name(policy: str) -> str:
-    return "".join(each if each.isalnum() or each in "-_." else "_" for each in policy)

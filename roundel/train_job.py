@@ -1,8 +1,9 @@
 """What a training is made of, from its settings."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from .auto import (
 )
 from .options import policies_of
 from .policies.catalog import known_knobs
+from .policies.plan import Place
 from .policies.policy import Policy, policy_name
 from .policies.work import Work
 from .remedies import Given
@@ -195,10 +197,12 @@ class Job:
         told: "Told" = lambda layer, count, name: None,
         repeats: int = PROFILE_REPEATS,
         split: bool = True,
+        updates_on: Collection[Place] = (),
     ) -> Work:
         """The work of a step, with what layers and machine cost, measured now.
 
-        `split`: backward's parts, too.
+        `split`: backward's parts, too. `updates_on`: where updates are measured; nothing is as the
+        settings say, and both places where they do not.
         """
         from .executor.places import host_memory, memory_limits
         from .executor.sizes import parse_bytes
@@ -215,7 +219,7 @@ class Job:
             self.optimizer,
             compute=dtype_of(part.compute_dtype),
             autocast=dtype_of(part.autocast),
-            updates_on=[place] if place else ("host", "device"),
+            updates_on=updates_on or ([place] if place else get_args(Place)),
             host_memory_bytes=parse_bytes(train.host_memory, "host memory") or host_memory(),
             name=_short(part.name),
             told=told,

@@ -1,7 +1,6 @@
 """`roundel validate`."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -17,12 +16,12 @@ from rich.table import Table
 from . import options as opt
 from . import train_options as own
 from .analysis.chrome import write_chrome_trace
-from .analysis.files import make_folder
+from .analysis.files import file_stems, make_folder
 from .analysis.metrics import measure
 from .analysis.timeline_picture import draw_pair
 from .analysis.units import human_bytes, human_seconds, human_share
 from .policies.catalog import POLICIES, split_names
-from .policies.policy import Policy
+from .policies.policy import Policy, places_of_updates
 from .policies.work import Work
 from .profile_command import measured, print_profile
 from .traces.errors import InputError, shown
@@ -106,7 +105,7 @@ def validate_command(
         job = Job.of(config)
     with sharing_cores(job.devices), busy("measuring", console) as status:
         tell = status.update if status else lambda what: None
-        work = measured(job, tell)
+        work = measured(job, tell, places_of_updates(chosen.values()))
         print_profile(console, work)
         if any(device.type == "cpu" for device in job.devices):
             say(console, "on the CPU whatever else runs here counts: errors may be noise")
@@ -151,6 +150,7 @@ def _validated(
     """Each policy that runs; of one that does not, why not. Draws and writes each as it comes."""
     from .executor.training_setup import explain
 
+    stems = file_stems(chosen)
     for name, policy in chosen.items():
         tell(f"running {name}")
         try:
@@ -163,15 +163,11 @@ def _validated(
             continue
         if output:
             measured = replace(done.run.timeline, name=name)
-            file = _file_name(name)
+            file = stems[name]
             draw_pair(done.alone, measured, output / f"{file}.png")
             write_chrome_trace(done.alone, output / f"{file}.predicted.json.gz")
             write_chrome_trace(measured, output / f"{file}.measured.json.gz")
         yield done
-
-
-def _file_name(name: str) -> str:
-    return "-".join(part for part in re.split(r"[^\w.-]+", name) if part)
 
 
 def print_validations(console: Console, validations: list[Validation]) -> None:

@@ -32,7 +32,8 @@ class LayerCost(BaseModel):
     `update_workspace_bytes` only while a device updates it.
     `grad_bytes`, `optimizer_bytes` and `trainable_params` are 0 for a frozen layer;
     `trainable_params` None means `grad_bytes / 2`, 16-bit gradients. `tied_to` is the number of an
-    earlier layer that owns some of this layer's parameters: their gradients belong to its update.
+    earlier layer that owns some of the parameters which this one trains: their gradients belong
+    to its update.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,8 +92,18 @@ class Trace(BaseModel):
     @model_validator(mode="after")
     def _sums_fit(self) -> "Trace":
         for field in LayerCost.model_fields:
-            if field != "name" and self._total(field) > MAX_COUNT:
+            if field not in ("name", "tied_to") and self._total(field) > MAX_COUNT:
                 raise ValueError(f"layers: {field} sums to more than {MAX_COUNT}")
+        return self
+
+    @model_validator(mode="after")
+    def _ties_go_back(self) -> "Trace":
+        for number, layer in enumerate(self.layers):
+            if layer.tied_to is not None and layer.tied_to >= number:
+                raise ValueError(
+                    f"layers.{number}.tied_to: must be the number of an earlier layer, counted "
+                    f"from 0, got {layer.tied_to}"
+                )
         return self
 
     def _total(self, field: str) -> int:

@@ -252,3 +252,17 @@ def test_states_of_a_parameter_without_dimensions_move_and_counts_stay() -> None
     gate.scale.grad = torch.ones_like(gate.scale)
     masters.step(0, masters.settings())
     assert set(masters.large_states(gate.scale)) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_states_pass_through_where_layers_share_what_is_frozen() -> None:
+    """As with adapters on a model whose head is its embedding."""
+    losses = []
+    for place in ("host", "device"):
+        layers = toy.tied_model()
+        layers[0].table.weight.requires_grad_(False)
+        policy = roundel.RoundRobin(optimizer_on=place)
+        losses.append(toy.train(layers, toy.token_loss, toy.tokens(), policy)[0])
+    layers = toy.tied_model()
+    layers[0].table.weight.requires_grad_(False)
+    expected = toy.plain(layers, toy.token_loss, toy.tokens())[0]
+    assert losses == [pytest.approx(expected, abs=1e-12)] * 2

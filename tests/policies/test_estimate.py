@@ -9,6 +9,7 @@ from roundel.policies.estimate import _at_even_shares, gone_before, program_edge
 from roundel.policies.lowering import lower
 from roundel.policies.program import Program
 from roundel.policies.work import Work
+from roundel.sim.engine import simulate_program
 
 from ..costs import make_machine, make_trace
 
@@ -87,3 +88,13 @@ def ops_of(program: Program, device: int) -> list[int]:
         if lane.device == device and lane.kind == "compute"
     )
     return program.tasks_of(number)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_constant_hop_stands_for_the_links_as_in_a_simulation(policy: roundel.Policy) -> None:
+    machine = make_machine(2, 10**3).with_hop(700)
+    work = Work(make_trace(8, param_bytes=7, grad_bytes=7, output_bytes=5), machine, 4)
+    program = lower([policy.plan(work, 0)], work)
+    dag = Dag(*program_edges(program), _at_even_shares(program))
+    dag.run_roots()
+    assert dag.end_ns.max() == simulate_program(program, "any").makespan_ns

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 import roundel
+from roundel.policies.plan import Plan
 from roundel.policies.planning import plan_of
+from roundel.policies.policy import places_of_updates
+from roundel.policies.work import Work
 from roundel.traces.errors import InputError
 
 from ..costs import make_work
@@ -147,3 +150,17 @@ def test_prints_of_a_policy_stay_out_of_the_output(capsys: pytest.CaptureFixture
     plan_of(Returns(prints), make_work(2, 1, 1), 0)
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", "hello\n")
+
+
+def test_where_updates_may_run() -> None:
+    """As policies say; a user's own that does not say may plan either."""
+
+    class Own:
+        def plan(self, work: Work, step: int) -> Plan:
+            raise NotImplementedError
+
+    sync = roundel.RoundRobin()
+    assert places_of_updates([sync]) == {"host"}
+    assert places_of_updates([sync, roundel.GPipe()]) == {"host", "device"}
+    assert places_of_updates([roundel.RoundRobin(optimizer_on="device")]) == {"device"}
+    assert places_of_updates([sync, Own()]) == {"host", "device"}

@@ -243,3 +243,13 @@ def _end_of_first_forward(plan: Plan, work: Work) -> int:
     return next(
         span.end_ns for span in spans if (span.kind, span.stop, span.microbatch) == ("F", 22, 0)
     )
+
+
+def test_a_device_without_a_limit_takes_no_limit_from_another() -> None:
+    trace = make_trace(8, param_bytes=100, saved_bytes=50)
+    tight = make_machine(2, memory_bytes=520)
+    free = tight.devices[0].model_copy(update={"memory_bytes": 0})
+    mixed = tight.model_copy(update={"devices": (free, tight.devices[1])})
+    cuts = [RoundRobin().cut(Work(trace, machine, 4)) for machine in (tight, mixed)]
+    assert cuts[0] == cuts[1]
+    assert max((*cuts[1].forward, *cuts[1].backward)) == 2

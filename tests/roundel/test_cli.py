@@ -303,3 +303,36 @@ def test_why_the_winner_wins_or_that_it_is_as_fast(first: roundel.Policy, said: 
     """Eight microbatches on two stages that take 1, 1 and 1: 25 with ZB-H1, else 27."""
     work = make_work([(1000, 1000, 1000)] * 2, 2, 8)
     assert said in verdict(compare_work(work, [first, roundel.GPipe((1, 1))]))
+
+
+def test_what_a_policy_file_prints_is_not_in_the_output(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "loud.py"
+    own.write_text("import roundel\nprint('hello')\n\nclass Loud(roundel.GPipe):\n    pass\n")
+    line = f"simulate {TRACE} --policy {own}:Loud {SIZE} --recompute late --json"
+    code, out, err = run(capsys, line)
+    assert (code, json.loads(out)["policy"]) == (0, "gpipe")
+    assert "hello" in err
+
+
+def test_pictures_of_long_names_have_short_ones_of_their_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ones = " ".join(["1"] * 28)
+    one = f"round-robin[partition={ones} / {ones} 1]"
+    names = f"{one},{one[:-1]},round_size=16]"
+    assert run(capsys, f"compare {TRACE} --policies '{names}' {SIZE} --plot {tmp_path}")[0] == 0
+    files = [each.name for each in tmp_path.iterdir()]
+    assert len(files) == 2 * 2 + 1
+    assert max(map(len, files)) < 100
+
+
+def test_a_fair_comparison_takes_the_fastest_round_robin(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = "gpipe,round-robin,round-robin[round_size=16]"
+    data = json.loads(run(capsys, f"compare {TRACE} --policies {names} {SIZE} --fair --json")[1])
+    assert [row["fastest_other"] for row in data["fair"]] == ["gpipe", "gpipe"]
+    steps = [each["step_s"] for each in data["policies"] if each["policy"] != "gpipe"]
+    assert data["fair"][1]["round_robin_step_s"] == pytest.approx(min(steps))

@@ -265,3 +265,17 @@ def test_a_wrong_file_names_itself_and_the_field(
     assert code == 2
     assert err.startswith(f"roundel: {path}: {message}")
     assert err.count("\n") == 1
+
+
+def test_a_function_that_fails_says_in_which_line_of_its_file_however_that_is_named(
+    capsys: pytest.CaptureFixture[str],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own.py").write_text("def layers():\n    raise ValueError('not today')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.py", str(tmp_path / "own.py")):
+        code, _, err = run(capsys, f"{name}:layers --data {text}")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "own.py:layers: line 2: ValueError: not today" in err

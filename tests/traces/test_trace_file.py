@@ -49,7 +49,9 @@ splits = st.one_of(st.tuples(st.none(), st.none()), st.tuples(counts, counts))
 
 @st.composite
 def layer_costs(draw: st.DrawFn) -> LayerCost:
-    given_fields = draw(st.sets(st.sampled_from(sorted(set(LayerCost.model_fields) - {"name"}))))
+    given_fields = draw(
+        st.sets(st.sampled_from(sorted(set(LayerCost.model_fields) - {"name", "tied_to"})))
+    )
     inputs, weights = draw(splits)
     values: dict[str, Any] = {field: draw(counts) for field in sorted(given_fields)}
     values |= {"forward_ns": draw(counts), "backward_ns": draw(counts)}
@@ -238,3 +240,13 @@ def test_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         Trace.model_validate(trace()).save(path)
     assert str(caught.value) == f"{path}: cannot write this file: No such file or directory"
+
+
+def test_a_layer_is_tied_to_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(trace(layer(), layer(tied_to=0))))
+    assert Trace.load(path).layers[1].tied_to == 0
+    for number in (1, 7, MAX_COUNT):
+        path.write_text(json.dumps(trace(layer(), layer(tied_to=number))))
+        expected = "layers.1.tied_to: must be the number of an earlier layer, counted from 0, got"
+        assert f"{expected} {number}" in message_of(path)
