@@ -169,7 +169,7 @@ def _panel(
     axes.plot(x, y, drawstyle="steps-post", color=_USED_COLOUR, linewidth=points(1.3), zorder=2)
     axes.set_xlim(0, max(extent_ns, 1) / factor_ns)
     axes.set_ylim(0, extent * 1.12 / factor)
-    _limit_and_peak(axes, curve, factor_ns, factor, extent_ns)
+    _limit_and_peak(axes, curve, factor_ns, factor)
     colour = LIMIT_COLOUR if curve.over_bytes else "black"
     text = _panel_title(curve, narrow=width_px < _NARROW_PX)
     axes.set_title(text, loc="left", size=points(_TEXT_PX), pad=4, color=colour)
@@ -192,9 +192,7 @@ def _panel_title(curve: MemoryCurve, narrow: bool) -> str:
     return f"{curve.name}: peak {peak}{over}"
 
 
-def _limit_and_peak(
-    axes: Axes, curve: MemoryCurve, factor_ns: int, factor: int, extent_ns: int
-) -> None:
+def _limit_and_peak(axes: Axes, curve: MemoryCurve, factor_ns: int, factor: int) -> None:
     if curve.limit_bytes:
         height = curve.limit_bytes / factor
         axes.axhline(height, color=LIMIT_COLOUR, linewidth=points(1.5), linestyle=_DASHES, zorder=3)

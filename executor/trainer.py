@@ -493,12 +493,12 @@ class Trainer:
         if run.failure is not None:
             run.wait()
             if isinstance(run.failure, torch.OutOfMemoryError):
-                run.failure.add_note(self._expected_memory(ready.work, run))
+                run.failure.add_note(self._expected_memory(run))
             raise run.failure
         if not lags:
             self.flush()
 
-    def _expected_memory(self, work: Work, run: Run) -> str:
+    def _expected_memory(self, run: Run) -> str:
         """What a plan was expected to need, for whoever sees it run out."""
         peaks = [curve.peak_bytes for curve in estimated_memory(run.program, "expected")[:-1]]
         limit = say_bytes(self.memory_limit) if self.memory_limit else "all there is"

@@ -46,11 +46,6 @@ class DeviceWeights:
         """The layers, with the weights of the visit at work."""
         return [self._replica(layer).bind(self.current(layer)) for layer in range(first, stop)]
 
-    def set_training(self, training: bool) -> None:
-        """Put every module into training or evaluation mode."""
-        for replica in self._replicas.values():
-            replica.module.train(training)
-
     def _replica(self, layer: int) -> Replica:
         if layer not in self._replicas:
             replica = Replica(self._layers.modules[layer], self.device)

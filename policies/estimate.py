@@ -5,19 +5,11 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..traces.timeline import Ints, Lane, MemoryCurve
+from ..traces.timeline import Lane, MemoryCurve
 from .asymmetric import shared_bytes_per_s
 from .dag import Dag
 from .program import Program
 from .record import record
-
-
-def program_edges(program: Program) -> tuple[Ints, Ints]:
-    """(before, after) pairs: the dependencies, and each lane's order."""
-    tasks = program.lane_tasks
-    same = program.lane[tasks[1:]] == program.lane[tasks[:-1]]
-    before = np.concatenate((program.dep_before, tasks[:-1][same]))
-    return before, np.concatenate((program.dep_after, tasks[1:][same]))
 
 
 def rough_makespan_ns(program: Program) -> int:
@@ -67,7 +59,7 @@ def gone_before(program: Program) -> list[tuple[int, int]]:
 def _at_even_shares(program: Program) -> NDArray[np.int64]:
     machine = program.work.machine
     duration = program.duration_ns.astype(np.int64)
-    moves = program.source != program.target
+    moves = program.moves
     if machine.hop_ns is not None:
         # It stands for all links: as in a simulation, what goes to the host takes no time.
         between = moves & (program.source >= 0) & (program.target >= 0)
@@ -90,6 +82,6 @@ def _take(
 
 
 def _run(program: Program, duration_ns: NDArray[np.int64]) -> Dag:
-    dag = Dag(*program_edges(program), duration_ns)
+    dag = Dag(*program.edges(), duration_ns)
     dag.run_roots()
     return dag

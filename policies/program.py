@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..traces.timeline import Ints, Lane
 from .plan import Plan
 from .work import Work
@@ -79,6 +82,22 @@ class Program:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    @property
+    def moves(self) -> NDArray[np.bool_]:
+        """Which tasks bring something from one memory to another."""
+        return np.asarray(self.source != self.target)
+
+    def neighbours(self) -> tuple[Ints, Ints]:
+        """(before, after) pairs of tasks that follow each other on a lane."""
+        tasks = self.lane_tasks
+        same = self.lane[tasks[1:]] == self.lane[tasks[:-1]]
+        return tasks[:-1][same], tasks[1:][same]
+
+    def edges(self) -> tuple[Ints, Ints]:
+        """(before, after) pairs: the dependencies, and each lane's order."""
+        before, after = self.neighbours()
+        return np.concatenate((self.dep_before, before)), np.concatenate((self.dep_after, after))
 
     def tasks_of(self, lane: int) -> list[int]:
         """The tasks of a lane, in order."""

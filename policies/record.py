@@ -35,27 +35,25 @@ def record(
         nbytes=program.nbytes,
         start_ns=start_ns,
         end_ns=end_ns,
-        exposed_ns=exposed_ns(program, start_ns, end_ns),
+        exposed_ns=exposed_ns(program, end_ns),
         memory=memory_curves(program, start_ns, end_ns),
     )
 
 
-def exposed_ns(
-    program: Program, start_ns: NDArray[np.int64], end_ns: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def exposed_ns(program: Program, end_ns: NDArray[np.int64]) -> NDArray[np.int64]:
     """How long each compute task's lane stood idle only because a transfer was not there yet.
 
     The time from when the lane was free, all else was there and the last transfer that the task
     waits for could have started, until that transfer's end.
     """
     count = len(program)
-    moves = program.source != program.target
+    moves = program.moves
     waits = moves[program.dep_before] & ~moves[program.dep_after]
     ready = np.zeros(count, dtype=np.int64)
     np.maximum.at(ready, program.dep_after, end_ns[program.dep_before])
     free = np.zeros(count, dtype=np.int64)
-    same = program.lane[program.lane_tasks[1:]] == program.lane[program.lane_tasks[:-1]]
-    free[program.lane_tasks[1:][same]] = end_ns[program.lane_tasks[:-1][same]]
+    before, after = program.neighbours()
+    free[after] = end_ns[before]
     np.maximum.at(free, program.dep_after[~waits], end_ns[program.dep_before[~waits]])
     before, after = program.dep_before[waits], program.dep_after[waits]
     idle = end_ns[before] - np.maximum(free[after], ready[before])

@@ -45,11 +45,6 @@ class Work:
         """Number of layers, the loss head included."""
         return len(self.trace.layers)
 
-    @property
-    def knows_split(self) -> bool:
-        """Whether every layer's backward is known in its input and weight parts."""
-        return all(layer.backward_input_ns is not None for layer in self.trace.layers)
-
     def layer_ns(
         self, kind: str, weight_share: float | None = None, forgets: bool = False
     ) -> list[int]:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from . import options as opt
 from .analysis.units import human_bytes, human_seconds
+from .console import say
 from .traces.analytic import Efficiency, analytic_trace
 from .traces.errors import InputError, read_json, shown
 from .traces.gpus import GPUS, find_gpu
@@ -85,4 +86,4 @@ def analytic(
         ("", trace.provenance),
     )
     for key, value in rows:
-        Console().print(f"{key:14}  {value}", highlight=False, markup=False, soft_wrap=True)
+        say(Console(), f"{key:14}  {value}")

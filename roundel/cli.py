@@ -4,7 +4,6 @@ import io
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,6 +14,7 @@ from . import __version__, report
 from . import options as opt
 from .analytic_command import analytic
 from .api import Comparison, Simulation, compare_work, simulate_work
+from .console import busy
 from .import_command import import_trace
 from .policies.catalog import POLICIES, split_names
 from .policies.planning import plan_of
@@ -139,22 +139,10 @@ def simulate(
     as_json: opt.Json = False,
 ) -> None:
     """Simulate one policy: step time, bubbles, transfers, memory; its picture with --plot."""
-    knobs = opt.knobs_of(
-        partition,
-        recompute,
-        recompute_layers,
-        chunks,
-        round_size,
-        optimizer,
-        optimizer_on,
-        activations,
-        clip,
-        weight_share,
-        own,
-    )
+    knobs = opt.knobs_of(locals())
     chosen = opt.policies_of([policy], knobs)[0]
     work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
-    with _busy(f"simulating {policy}"):
+    with busy(f"simulating {policy}", progress):
         simulation = simulate_work(work, chosen, steps)
         report.write_outputs(simulation, plot, memory_plot, perfetto, csv)
     if as_json:
@@ -212,27 +200,15 @@ def compare(
     as_json: opt.Json = False,
 ) -> None:
     """Simulate several policies on the same work: the table, the pictures and the winner."""
-    knobs = opt.knobs_of(
-        partition,
-        recompute,
-        recompute_layers,
-        chunks,
-        round_size,
-        optimizer,
-        optimizer_on,
-        activations,
-        clip,
-        weight_share,
-        own,
-    )
+    knobs = opt.knobs_of(locals())
     names = list(POLICIES) if policies == "all" else split_names(policies)
     work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
-    with _busy("simulating") as status:
-        comparison = compare_work(work, opt.policies_of(names, knobs), steps, _say(status))
-        written = report.write_pictures(comparison, plot, _say(status)) if plot else []
+    with busy("simulating", progress) as tell:
+        comparison = compare_work(work, opt.policies_of(names, knobs), steps, tell)
+        written = report.write_pictures(comparison, plot, tell) if plot else []
         rows = None
         if fair:
-            compared = report.fair_comparison(work, names, knobs, steps, _say(status))
+            compared = report.fair_comparison(work, names, knobs, steps, tell)
             rows = report.fair_rows(compared)
     if as_json:
         print(json.dumps(_comparison_json(comparison, rows)))
@@ -272,19 +248,7 @@ def plan(
     ] = False,
 ) -> None:
     """Print a policy's plan: a column per device, the ops in order."""
-    knobs = opt.knobs_of(
-        partition,
-        recompute,
-        recompute_layers,
-        chunks,
-        round_size,
-        optimizer,
-        optimizer_on,
-        activations,
-        clip,
-        weight_share,
-        own,
-    )
+    knobs = opt.knobs_of(locals())
     work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
     made = plan_of(opt.policies_of([policy], knobs)[0], work, step)
     made.check(work)
@@ -324,13 +288,3 @@ def _comparison_json(comparison: Comparison, fair: list[dict[str, Any]] | None) 
         "refused": comparison.refused,
         **extra,
     }
-
-
-def _busy(what: str) -> Any:
-    """A spinner on a terminal, so that whoever waits sees what for; nothing elsewhere."""
-    return progress.status(what) if progress.is_terminal else nullcontext()
-
-
-def _say(status: Any) -> Any:
-    """A function that shows what is being worked on."""
-    return (lambda what: None) if status is None else (lambda what: status.update(what))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from . import options as opt
 from .analysis.units import counted, human_seconds, human_share
+from .console import say
 from .traces.errors import shown
 from .traces.kineto import Imported, import_profile
 from .traces.kineto_ranges import LAYERS
@@ -52,8 +53,7 @@ def import_trace(
     imported = import_profile(export, tokens=tokens, layers=layers or LAYERS, name=name)
     imported.trace.save(output)
     print_imported(Console(), imported)
-    say = f"wrote {shown(output)}; next: roundel compare {shown(output)} -d 4 -m 8"
-    Console().print(say, highlight=False, soft_wrap=True, markup=False)
+    say(Console(), f"wrote {shown(output)}; next: roundel compare {shown(output)} -d 4 -m 8")
 
 
 def print_imported(console: Console, imported: Imported) -> None:
@@ -62,7 +62,7 @@ def print_imported(console: Console, imported: Imported) -> None:
     if imported.unassigned:
         console.print(_unassigned_table(imported))
     for line in _notes(imported):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(console, line)
 
 
 def _layers_table(imported: Imported) -> Table:

@@ -1,5 +1,6 @@
 """The command line's options that several commands share, and how they become policies and work."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,32 +135,30 @@ def work_of(
     )
 
 
-def knobs_of(
-    partition: str | None = None,
-    recompute: str | None = None,
-    recompute_layers: int | None = None,
-    chunks: int | None = None,
-    round_size: int | None = None,
-    optimizer: str | None = None,
-    optimizer_on: str | None = None,
-    activations: str | None = None,
-    clip: bool | None = None,
-    weight_share: float | None = None,
-    own: list[str] | None = None,
-) -> dict[str, Any]:
-    """The knobs that were given, by their names in the policies. Raises InputError."""
+KNOBS = (
+    "recompute",
+    "recompute_layers",
+    "chunks",
+    "round_size",
+    "optimizer",
+    "optimizer_on",
+    "activations",
+    "clip",
+    "weight_share",
+)
+"""The knobs that have options of their own names. A partition may be two."""
+
+
+def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs that were given, by their names in the policies. Raises InputError.
+
+    given: options by name, those of `KNOBS`, `partition`, and `own`, which is what `--set` has;
+    None is not given, and others do not matter.
+    """
     knobs = {
-        **_parse_partition(partition),
-        "recompute": recompute,
-        "recompute_layers": recompute_layers,
-        "chunks": chunks,
-        "round_size": round_size,
-        "optimizer": optimizer,
-        "optimizer_on": optimizer_on,
-        "activations": activations,
-        "clip": clip,
-        "weight_share": weight_share,
-        **_parse_own(own or []),
+        **_parse_partition(given.get("partition")),
+        **{name: given.get(name) for name in KNOBS},
+        **_parse_own(given.get("own") or []),
     }
     return {name: value for name, value in knobs.items() if value is not None}
 

@@ -1,7 +1,7 @@
 """`roundel profile`."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +13,13 @@ from rich.table import Table
 from . import options as opt
 from . import train_options as own
 from .analysis.units import human_bytes, human_rate, human_seconds
+from .console import Tell, busy, say
 from .policies.plan import Place
 from .policies.work import Work
 from .traces.errors import InputError, shown
 from .traces.machine import Machine
 from .traces.trace import LayerCost, Trace
 from .train import TrainConfig, read_config
-from .train_progress import busy, say
 
 if TYPE_CHECKING:
     from .train_job import Job
@@ -78,11 +78,11 @@ def profiled(config: TrainConfig, console: Console) -> Work:
         from .train_job import Job
 
         job = Job.of(config, empty=True)
-    with sharing_cores(job.devices), busy("measuring", console) as status:
-        return measured(job, status.update if status else lambda what: None)
+    with sharing_cores(job.devices), busy("measuring", console) as tell:
+        return measured(job, tell)
 
 
-def measured(job: "Job", tell: Callable[[str], None], updates_on: Collection[Place] = ()) -> Work:
+def measured(job: "Job", tell: Tell, updates_on: Collection[Place] = ()) -> Work:
     """The work of a job, measured; a model that cannot be run is an InputError."""
     from .executor.training_setup import explain
 

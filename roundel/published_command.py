@@ -11,6 +11,7 @@ from rich.table import Table
 from . import options as opt
 from .analysis.throughput_picture import Bar, draw_throughput
 from .analysis.units import human_rate, human_seconds
+from .console import say
 from .throughput import (
     MOST_DEVICES,
     Prediction,
@@ -130,7 +131,7 @@ def _print(console: Console, predictions: list[Prediction], said: list[str]) -> 
     console.print(table)
     console.print("\n[bold]What the predictions rest on[/]")
     for line in said:
-        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"- {line}")
 
 
 def _cells(each: Prediction) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """What the command line prints and writes: figures, pictures, and what does not fit."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from .analysis.table import comparison_table
 from .analysis.timeline_picture import draw_timeline
 from .analysis.units import counted, human_bytes, human_rate, human_seconds, human_share
 from .api import Comparison, Simulation, compare_work, full_name
+from .console import Tell, say
 from .options import policies_of
 from .policies.catalog import known_knobs
 from .policies.policy import Policy, policy_name
@@ -27,8 +27,6 @@ from .policies.work import Work
 from .traces.errors import InputError
 from .traces.library import load_machine, load_trace, machine_names, trace_names
 from .traces.timeline import MemoryCurve
-
-Say = Callable[[str], None]
 
 SAME = 5e-4
 """Steps whose times are no further apart are as fast as each other."""
@@ -54,7 +52,7 @@ def write_outputs(
 
 
 def write_pictures(
-    comparison: Comparison, folder: Path, say: Say = lambda what: None
+    comparison: Comparison, folder: Path, tell: Tell = lambda what: None
 ) -> list[Path]:
     """A timeline and a memory picture per policy, and one of all bubbles. Returns the files.
 
@@ -64,7 +62,7 @@ def write_pictures(
     written = []
     stems = file_stems(each.name for each in comparison.simulations)
     for simulation in comparison.simulations:
-        say(f"drawing {simulation.name}")
+        tell(f"drawing {simulation.name}")
         name = stems[simulation.name]
         written += [folder / f"{name}.png", folder / f"{name}-memory.png"]
         draw_timeline(simulation.timeline, written[-2], _title(simulation))
@@ -122,24 +120,21 @@ def print_comparison(
     """
     if comparison.simulations:
         work = comparison.simulations[0].work
-        console.print(
+        say(
+            console,
             f"{work.trace.name} on {_machine(work)}, "
             f"{counted(work.microbatches, 'microbatch')} a step, "
             f"{counted(comparison.simulations[0].metrics.steps, 'step')}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
         metrics = {each.name: each.metrics for each in comparison.ranking}
         console.print(comparison_table(metrics, width=console.width))
     for name, reason in comparison.refused.items():
-        console.print(f"{name} cannot run: {reason}", highlight=False, soft_wrap=True, markup=False)
-    console.print(verdict(comparison), highlight=False, soft_wrap=True, markup=False)
+        say(console, f"{name} cannot run: {reason}")
+    say(console, verdict(comparison))
     for simulation in comparison.simulations if misfits else ():
         _print_misfits(console, simulation)
     if written:
-        where = f"pictures: {written[0].parent}/"
-        console.print(where, highlight=False, soft_wrap=True, markup=False)
+        say(console, f"pictures: {written[0].parent}/")
 
 
 def verdict(comparison: Comparison) -> str:
@@ -188,7 +183,7 @@ def _against(best: Simulation, others: list[Simulation], which: str) -> str:
 
 
 def fair_comparison(
-    work: Work, names: list[str], knobs: dict[str, Any], steps: int, say: Say
+    work: Work, names: list[str], knobs: dict[str, Any], steps: int, tell: Tell
 ) -> list[tuple[str, Comparison]]:
     """The same policies with late and with early recompute, each as (what it is, comparison).
 
@@ -197,8 +192,8 @@ def fair_comparison(
     early = policies_of(names, {**knobs, "recompute": "early"})
     late = [_late(policy) for policy in early]
     return [
-        ("for round-robin only", compare_work(work, late, steps, say)),
-        ("for all", compare_work(work, early, steps, say)),
+        ("for round-robin only", compare_work(work, late, steps, tell)),
+        ("for all", compare_work(work, early, steps, tell)),
     ]
 
 
@@ -256,7 +251,7 @@ def print_fair(console: Console, rows: list[dict[str, Any]]) -> None:
         )
     console.print(table)
     first, last = (f"{100 * row['advantage']:+.1f} %" for row in rows)
-    console.print(f"of {first}, {last} is left", highlight=False)
+    say(console, f"of {first}, {last} is left")
 
 
 def print_library(console: Console) -> None:
@@ -296,8 +291,7 @@ def _print_misfits(console: Console, simulation: Simulation) -> None:
     worst = max(over, key=lambda curve: curve.over_bytes)
     others = len(over) - 1
     more = f"; so {'are' if others > 1 else 'is'} {counted(others, 'other')}" if others else ""
-    text = f"{simulation.name} does not fit: {_misfit(worst)}{more}"
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    say(console, f"{simulation.name} does not fit: {_misfit(worst)}{more}")
 
 
 def _misfit(curve: MemoryCurve) -> str:

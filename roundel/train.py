@@ -88,7 +88,7 @@ class PolicySection(_Section):
     def knobs(self) -> dict[str, Any]:
         """The knobs that were given. Raises InputError."""
         given = self.model_dump(exclude={"name", "set"})
-        return knobs_of(**given) | self.set
+        return knobs_of(given) | self.set
 
 
 class TrainSection(_Section):

@@ -17,6 +17,7 @@ from .auto import (
     microbatch_counts,
     save_choice,
 )
+from .console import busy, say
 from .options import policies_of
 from .policies.catalog import known_knobs
 from .policies.plan import Place
@@ -25,7 +26,6 @@ from .policies.work import Work
 from .remedies import Given
 from .traces.errors import InputError, shown
 from .train import AUTO, TrainConfig
-from .train_progress import busy, say
 
 if TYPE_CHECKING:
     from .executor.masters import OptimizerFactory
@@ -164,8 +164,7 @@ class Job:
     def _fastest(self, console: Console, last: bool = True) -> "tuple[Policy, Work]":
         with busy("measuring", console):
             work = self._measured_if_it_fits()
-        with busy("simulating", console) as status:
-            told = status.update if status else lambda what: None
+        with busy("simulating", console) as tell:
             room = work
             if self.devices[0].type == "cuda":
                 room = with_gaps(work)
@@ -174,7 +173,7 @@ class Job:
                 samples=self.config.train.batch // self.microbatches,
                 autocast=self.config.model.autocast is not None,
             )
-            return choose(room, self.policies, console, told, last, given), work
+            return choose(room, self.policies, console, tell, last, given), work
 
     def _measured_if_it_fits(self) -> "Work":
         from .executor.training_setup import explain, is_out_of_memory

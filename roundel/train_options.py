@@ -195,7 +195,7 @@ def flags_of(given: dict[str, Any]) -> tuple[Path | None, dict[Flag, Any]]:
     """The TOML file, if one was named, and the flags with their values. Raises InputError."""
     what, own = given["what"], given["own_knobs"]
     values = {flag: given[name] for name, flag in FLAGS.items()}
-    values[FLAGS["own_knobs"]] = knobs_of(own=own) if own else None
+    values[FLAGS["own_knobs"]] = knobs_of({"own": own}) if own else None
     if what is None or what.endswith(".toml"):
         return (Path(what) if what else None), values
     if given["model"] not in (None, what):

@@ -5,16 +5,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.status import Status
 
 from .analysis.units import human_rate
+from .console import say
 from .train_log import TrainLog
 
 if TYPE_CHECKING:
@@ -26,16 +26,6 @@ LINES = 20
 
 RECENT = 20
 """Steps from which the time left is told."""
-
-
-def busy(what: str, console: Console) -> AbstractContextManager[Status | None]:
-    """A spinner on a terminal, so that whoever waits sees what for; nothing elsewhere."""
-    return console.status(what) if console.is_terminal else nullcontext()
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line as it is."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 class Stopper:

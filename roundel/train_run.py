@@ -10,11 +10,12 @@ from rich.console import Console
 from .analysis.chrome import write_chrome_trace
 from .analysis.files import output_path, try_to_write, writing
 from .analysis.units import human_rate
+from .console import busy, say
 from .traces.errors import InputError
 from .train import AUTO, LogSection, TrainConfig
 from .train_job import Job
 from .train_log import TrainLog
-from .train_progress import Display, busy, say, stopping
+from .train_progress import Display, stopping
 
 if TYPE_CHECKING:
     from .executor.trainer import Trainer

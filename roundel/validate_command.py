@@ -1,7 +1,7 @@
 """`roundel validate`."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,13 +20,13 @@ from .analysis.files import file_stems, make_folder
 from .analysis.metrics import measure
 from .analysis.timeline_picture import draw_pair
 from .analysis.units import human_bytes, human_seconds, human_share
+from .console import Tell, busy, say
 from .policies.catalog import POLICIES, split_names
 from .policies.policy import Policy, places_of_updates
 from .policies.work import Work
 from .profile_command import measured, print_profile
 from .traces.errors import InputError, shown
 from .train import read_config
-from .train_progress import busy, say
 from .validate import Validation, differences, error, validate
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def validate_command(
     chosen = named_policies(config, _names(policies))
     with busy("loading", console):
         job = Job.of(config)
-    with sharing_cores(job.devices), busy("measuring", console) as status:
-        tell = status.update if status else lambda what: None
+    with sharing_cores(job.devices), busy("measuring", console) as tell:
         work = measured(job, tell, places_of_updates(chosen.values()))
         print_profile(console, work)
         if any(device.type == "cpu" for device in job.devices):
@@ -144,7 +143,7 @@ def _validated(
     chosen: dict[str, Policy],
     count: int,
     console: Console,
-    tell: Callable[[str], None],
+    tell: Tell,
     output: Path | None,
 ) -> Iterator[Validation]:
     """Each policy that runs; of one that does not, why not. Draws and writes each as it comes."""

@@ -7,7 +7,6 @@ import simpy
 from numpy.typing import NDArray
 
 from ..policies.dag import Dag, fast
-from ..policies.estimate import program_edges
 from ..policies.program import Program
 from ..policies.record import record
 from ..traces.timeline import Ints, Timeline
@@ -23,7 +22,7 @@ def simulate_program(program: Program, name: str) -> Timeline:
     Raises InputError when the machine has no path for a transfer.
     """
     duration, shared, paths, network, contended = _transfer_times(program)
-    dag = Dag(*program_edges(program), duration, shared)
+    dag = Dag(*program.edges(), duration, shared)
     if contended:
         _Run(program, dag, paths, network, contended).run()
     else:
@@ -85,7 +84,7 @@ def _transfer_times(
     shared = np.zeros(len(program), dtype=np.bool_)
     machine = program.work.machine
     network = Network(machine)
-    moves = np.flatnonzero(program.source != program.target)
+    moves = np.flatnonzero(program.moves)
     if machine.hop_ns is not None:
         between = (program.source[moves] >= 0) & (program.target[moves] >= 0)
         duration[moves] = np.where(between, machine.hop_ns, 0)

@@ -22,10 +22,6 @@ class Path:
     latency_ns: int
     bytes_per_ns: float
 
-    def alone_ns(self, nbytes: int) -> int:
-        """Nanoseconds for a transfer that has the path to itself."""
-        return self.latency_ns + transfer_ns(nbytes, self.bytes_per_ns)
-
 
 def transfer_ns(nbytes: float, bytes_per_ns: float) -> int:
     """Whole nanoseconds, rounded up."""

@@ -5,7 +5,7 @@ import pytest
 
 import roundel
 from roundel.policies.dag import Dag
-from roundel.policies.estimate import _at_even_shares, gone_before, program_edges
+from roundel.policies.estimate import _at_even_shares, gone_before
 from roundel.policies.lowering import lower
 from roundel.policies.program import Program
 from roundel.policies.work import Work
@@ -49,7 +49,7 @@ def test_what_ends_as_an_op_without_duration_begins_may_wait_for_that() -> None:
 
 
 def check_waits(program: Program) -> None:
-    before, after = program_edges(program)
+    before, after = program.edges()
     plain = Dag(before, after, _at_even_shares(program))
     plain.run_roots()
     pairs = gone_before(program)
@@ -95,6 +95,6 @@ def test_a_constant_hop_stands_for_the_links_as_in_a_simulation(policy: roundel.
     machine = make_machine(2, 10**3).with_hop(700)
     work = Work(make_trace(8, param_bytes=7, grad_bytes=7, output_bytes=5), machine, 4)
     program = lower([policy.plan(work, 0)], work)
-    dag = Dag(*program_edges(program), _at_even_shares(program))
+    dag = Dag(*program.edges(), _at_even_shares(program))
     dag.run_roots()
     assert dag.end_ns.max() == simulate_program(program, "any").makespan_ns
