@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import output_path, writing
+from .files import PICTURES, output_path, writing
 
 DPI = 100
-SUFFIXES = (".png", ".svg", ".pdf")
 # What would make two pictures of one timeline differ: the date of drawing.
 _UNDATED: dict[str, dict[str, str | None]] = {
     ".png": {},
@@ -24,7 +23,7 @@ _UNDATED: dict[str, dict[str, str | None]] = {
 
 def picture_path(path: str | Path) -> Path:
     """`path`, ready for a picture. Raises InputError for another suffix than png, svg or pdf."""
-    return output_path(path, "picture", SUFFIXES)
+    return output_path(path, "picture", PICTURES)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -9,6 +9,9 @@ from tempfile import TemporaryFile
 
 from ..traces.errors import InputError
 
+PICTURES = (".png", ".svg", ".pdf")
+"""How files of pictures may end."""
+
 LONGEST_STEM = 80
 """Characters of a file's name that come from a policy's, whose knobs can be long cuts."""
 

@@ -49,7 +49,7 @@ class Metrics:
     tokens_per_s: float
 
     def to_json(self, policy: str) -> dict[str, Any]:
-        """The object that `--json` prints for `policy`; keys and order are DESIGN.md's."""
+        """The object that `--json` prints for `policy`; docs/formats.md lists the keys."""
         bubble = self.bubble
         return {
             "policy": policy,

@@ -40,8 +40,8 @@ from roundel.executor.training_setup import is_out_of_memory, set_rate
 from roundel.policies.policy import Policy, policy_name
 from roundel.policies.work import Work
 from roundel.traces.errors import InputError
-from roundel.train import read_config
 from roundel.train_job import Job, with_gaps
+from roundel.train_settings import read_settings
 
 GIB = 2**30
 STRIDE = 8192
@@ -99,7 +99,7 @@ def job_of(arguments: argparse.Namespace, sequence: int) -> Job:
         ("train", "host_memory"): arguments.host_memory,
     }
     flags = {("--" + field, section, field): each for (section, field), each in settings.items()}
-    return Job.of(read_config(None, flags), empty=True)
+    return Job.of(read_settings(None, flags), empty=True)
 
 
 def planned(work: Work, job: Job, arguments: argparse.Namespace) -> Policy:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .analysis.metrics import Metrics
 from .api import Comparison, Simulation, compare, make_work, simulate
 from .policies.catalog import POLICIES, make_policy
 from .policies.gpipe import GPipe
@@ -60,6 +61,7 @@ __all__ = [
     "Link",
     "LoopedBFS",
     "Machine",
+    "Metrics",
     "NotANumber",
     "OneFOneB",
     "Op",
@@ -76,6 +78,7 @@ __all__ = [
     "ideal_machine",
     "load_machine",
     "load_trace",
+    "load_weights",
     "machine_names",
     "make_policy",
     "make_work",

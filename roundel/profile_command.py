@@ -19,7 +19,7 @@ from .policies.work import Work
 from .traces.errors import InputError, shown
 from .traces.machine import Machine
 from .traces.trace import LayerCost, Trace
-from .train import TrainConfig, read_config
+from .train_settings import TrainConfig, read_settings
 
 if TYPE_CHECKING:
     from .train_job import Job
@@ -62,7 +62,7 @@ def profile(
     given = dict.fromkeys(own.FLAGS) | locals()
     path, flags = own.flags_of(given)
     console = Console()
-    work = profiled(read_config(path, flags), console)
+    work = profiled(read_settings(path, flags), console)
     work.trace.save(output)
     if machine_output:
         work.machine.save(machine_output)

@@ -7,8 +7,8 @@ import typer
 from . import options as opt
 from . import train_options as own
 from .traces.errors import InputError
-from .train import read_config
 from .train_run import run_training
+from .train_settings import read_settings
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
     """Train a model with a policy, for real: a TOML file, flags, or flags over a file."""
     path, flags = own.flags_of(locals())
     try:
-        code = run_training(read_config(path, flags), debug)
+        code = run_training(read_settings(path, flags), debug)
     except InputError:
         if debug:
             traceback.print_exc()

@@ -25,7 +25,7 @@ from .policies.policy import Policy, policy_name
 from .policies.work import Work
 from .remedies import Given
 from .traces.errors import InputError, shown
-from .train import AUTO, TrainConfig
+from .train_settings import AUTO, TrainConfig
 
 if TYPE_CHECKING:
     from .executor.masters import OptimizerFactory

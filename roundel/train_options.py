@@ -7,7 +7,7 @@ import typer
 
 from .options import knobs_of
 from .traces.errors import InputError
-from .train import Flag, TrainConfig
+from .train_settings import Flag, TrainConfig
 
 MODEL, DATA, TRAINING = "The model", "The data", "Training"
 KEEPING, WATCHING = "Checkpoints", "What is written down"

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from .analysis.chrome import write_chrome_trace
-from .analysis.files import output_path, try_to_write, writing
+from .analysis.files import PICTURES, output_path, try_to_write, writing
 from .analysis.units import human_rate
 from .console import busy, say
 from .traces.errors import InputError
-from .train import AUTO, LogSection, TrainConfig
 from .train_job import Job
 from .train_log import TrainLog
 from .train_progress import Display, stopping
+from .train_settings import AUTO, LogSection, TrainConfig
 
 if TYPE_CHECKING:
     from .executor.trainer import Trainer
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def run_training(config: TrainConfig, debug: bool = False) -> int:

@@ -26,7 +26,7 @@ from .policies.policy import Policy, places_of_updates
 from .policies.work import Work
 from .profile_command import measured, print_profile
 from .traces.errors import InputError, shown
-from .train import read_config
+from .train_settings import read_settings
 from .validate import Validation, differences, error, validate
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def validate_command(
     """Predict policies' steps from a profile made now, run them, and say how far off it was."""
     given = dict.fromkeys(own.FLAGS) | locals()
     path, flags = own.flags_of(given)
-    config = read_config(path, flags)
+    config = read_settings(path, flags)
     console = Console()
     if output:
         make_folder(output)

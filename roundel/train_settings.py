@@ -151,7 +151,7 @@ Flag = tuple[str, str, str]
 """A flag, and the section and field that it sets."""
 
 
-def read_config(path: Path | None, flags: Mapping[Flag, Any]) -> TrainConfig:
+def read_settings(path: Path | None, flags: Mapping[Flag, Any]) -> TrainConfig:
     """The settings in a TOML file (None: the defaults), overridden by the flags that are not None.
 
     Raises InputError naming the file or flag, the field and the mistake.
