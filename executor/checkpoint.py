@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..policies.policy import policy_name
-from ..traces.errors import InputError, load_model, save_model, shown
+from ..traces.errors import InputError, shown
+from ..traces.json_files import read_model, write_model
 from ..traces.trace import Count, Trace
 from .folders import checksum, clean, discard, whole_folders, write_whole
 from .older import older_weights
@@ -145,7 +146,7 @@ def _serials(folder: Path) -> dict[Path, int]:
     serials = {}
     for path in _checkpoints(folder):
         try:
-            serials[path] = load_model(Manifest, path / MANIFEST, "checkpoint").serial
+            serials[path] = read_model(Manifest, path / MANIFEST, "checkpoint").serial
         except InputError:
             continue
     return serials
@@ -172,7 +173,7 @@ def _write(trainer: "Trainer", path: Path, serial: int) -> None:
         microbatch=trainer._microbatch,
         trace=trainer.trace,
     )
-    save_model(manifest, path / MANIFEST)
+    write_model(manifest, path / MANIFEST)
 
 
 def _versions() -> dict[str, str]:
@@ -216,7 +217,7 @@ def _sum_of(path: Path) -> FileSum:
 
 def _checked_manifest(path: Path, optimizer: str) -> Manifest:
     """The manifest of a checkpoint whose files are whole and whose optimizer is such a one."""
-    manifest = load_model(Manifest, path / MANIFEST, "checkpoint")
+    manifest = read_model(Manifest, path / MANIFEST, "checkpoint")
     for name in dict.fromkeys((MODEL, OPTIMIZER, RANDOM, *manifest.files)):
         file = path / name
         if not file.is_file():

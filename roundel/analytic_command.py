@@ -11,8 +11,9 @@ from . import options as opt
 from .analysis.units import human_bytes, human_seconds
 from .console import say
 from .traces.analytic import Efficiency, analytic_trace
-from .traces.errors import InputError, read_json, shown
+from .traces.errors import InputError, shown
 from .traces.gpus import GPUS, find_gpu
+from .traces.json_files import read_json
 from .traces.model_config import read_config
 
 

@@ -11,7 +11,8 @@ from .executor.sizes import parse_bytes
 from .options import knobs_of
 from .policies.catalog import POLICIES, split_knobs
 from .policies.plan import Optimizer, Place, Recompute
-from .traces.errors import InputError, parse_model, shown
+from .traces.errors import InputError, shown
+from .traces.json_files import parse_model
 
 AUTO = "auto"
 

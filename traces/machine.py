@@ -5,7 +5,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import InputError, load_model, save_model
+from .errors import InputError
+from .json_files import read_model, write_model
 from .trace import MAX_COUNT, Count
 
 FORMAT: Final = "roundel.machine/1"
@@ -95,11 +96,11 @@ class Machine(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> "Machine":
         """Read a machine file. Raises InputError naming the file, the field and the mistake."""
-        return load_model(cls, path, "machine")
+        return read_model(cls, path, "machine")
 
     def save(self, path: str | Path) -> None:
         """Write the machine as JSON that `load` reads back equal."""
-        save_model(self, path)
+        write_model(self, path)
 
     def with_hop(self, hop_ns: int) -> "Machine":
         """This machine with all links replaced by a constant time between different devices.

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import load_model, save_model
+from .json_files import read_model, write_model
 
 FORMAT: Final = "roundel.trace/1"
 
@@ -112,8 +112,8 @@ class Trace(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read a trace file. Raises InputError naming the file, the field and the mistake."""
-        return load_model(cls, path, "trace")
+        return read_model(cls, path, "trace")
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON that `load` reads back equal."""
-        save_model(self, path)
+        write_model(self, path)
