@@ -19,7 +19,7 @@ from ..policies.plan import Place, Plan
 from ..policies.planning import plan_of
 from ..policies.policy import Policy, places_of_updates, policy_name
 from ..policies.work import Work
-from ..traces.errors import InputError
+from ..traces.errors import CannotFit, InputError
 from ..traces.machine import Machine, ideal_machine
 from ..traces.timeline import Lane
 from ..traces.trace import Trace
@@ -363,7 +363,7 @@ class Trainer:
         over = [curve for curve in curves if curve.over_bytes]
         if over:
             worst = max(over, key=lambda each: each.over_bytes)
-            raise InputError(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
+            raise CannotFit(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
 
     def _limit_cuda_memory(self) -> None:
         for device in gpus_of(self.devices):

@@ -1,6 +1,6 @@
 """What a plan that needs more memory than there is would need, and what to do about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..traces.machine import HOST
 from ..traces.timeline import MemoryCurve
@@ -20,21 +20,38 @@ def misfit(curve: MemoryCurve, plan: Plan, size: Size) -> str:
 
 
 def _for_a_device(curve: MemoryCurve, plan: Plan) -> list[str]:
-    ops = [op for device in plan.devices for op in device]
-    advice = ["smaller microbatches (more of them, fewer samples or shorter sequences)"]
+    own = _streamed(curve, plan) if plan.weights == "streamed" else _resident(curve, plan)
+    advice = list(own)
+    if any(_holds(curve, each) for each in (*_ACTIVATIONS, "workspace")) or not advice:
+        advice.append("smaller microbatches (more of them, fewer samples or shorter sequences)")
     if _holds(curve, "workspace"):
         advice.append("the feed-forward parts in chunks (--ffn-chunk, of a preset)")
-    if any(op.stop - op.first > 1 for op in ops):
-        advice.append("a finer cut")
-    if plan.weights == "streamed":
-        advice += ["activations on the host"] if plan.activations == "device" else []
-        advice += (
-            ["updates on the host (optimizer_on host)"] if plan.optimizer_on == "device" else []
-        )
-        return advice
-    recompute = [] if any(op.kind == "R" for op in ops) else ["recompute"]
-    return [*recompute, *advice, "more devices", "streamed weights (round-robin)"]
+    if plan.weights == "resident":
+        advice += ["more devices", "streamed weights (round-robin)"]
+    return advice
 
+
+def _resident(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
+    recomputed = [op for device in plan.devices for op in device if op.kind == "R"]
+    if _holds(curve, "saved activations"):
+        if not recomputed:
+            yield "recompute"
+        elif any(op.stop - op.first > 1 for op in recomputed):
+            yield "recompute of a layer at a time (recompute_layers 1)"
+    if plan.optimizer_on == "device" and _holds(curve, "optimizer state"):
+        yield "updates on the host (optimizer_on host)"
+
+
+def _streamed(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
+    if any(op.stop - op.first > 1 for device in plan.devices for op in device):
+        yield "a finer cut"
+    if plan.activations == "device" and _holds(curve, "boundary activations"):
+        yield "activations on the host"
+    if plan.optimizer_on == "device" and _holds(curve, "optimizer state"):
+        yield "updates on the host (optimizer_on host)"
+
+
+_ACTIVATIONS = ("saved activations", "boundary activations", "boundary gradients")
 
 _LARGE = 0.1
 """What holds a smaller part of a memory than this is not worth advice."""

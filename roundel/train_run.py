@@ -11,7 +11,7 @@ from .analysis.chrome import write_chrome_trace
 from .analysis.files import PICTURES, output_path, try_to_write, writing
 from .analysis.units import human_rate
 from .console import busy, say
-from .traces.errors import InputError
+from .traces.errors import CannotFit, InputError
 from .train_job import Job
 from .train_log import TrainLog
 from .train_progress import Display, stopping
@@ -52,6 +52,10 @@ def _train(job: Job, trainer: "Trainer", first: int, console: Console, debug: bo
     ):
         try:
             run_loop(trainer, job.batches, settings, display)
+        except CannotFit as error:
+            if job.config.policy.name == AUTO:
+                raise
+            raise InputError(f"{error}; or let --policy auto simulate what fits") from None
         except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:

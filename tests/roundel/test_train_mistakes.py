@@ -158,6 +158,7 @@ def test_memory_that_runs_out_says_what_was_expected_and_what_to_do(
     code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy gpipe --memory 100KB")
     assert code == 2
     assert "this plan cannot fit: gpu" in err
+    assert err.endswith("; or let --policy auto simulate what fits\n")
 
 
 def test_a_loss_that_is_not_a_number_stops_with_its_step(
