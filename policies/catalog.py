@@ -100,10 +100,13 @@ def _cuts_apart(knob: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def parse_knob(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; the value is Python's, or text. Raises InputError."""
+    """NAME=VALUE; the value is Python's, true or false, or text. Raises InputError."""
     name, equals, value = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
     if not equals or not name.isidentifier():
         raise InputError(f"write NAME=VALUE, got {text!r}")
+    if value in ("true", "false"):
+        return name, value == "true"
     try:
         return name, literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -24,6 +24,11 @@ MOST_STEPS = 10_000
 MOST_HOP_NS = 10**12
 
 
+STALE_STEPS = 4
+"""Steps in which a policy that works one step stale shows its time: its updates fall into the next
+step, and in a single one there is none to hide them."""
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What one policy would do: its timeline, and the figures of it."""
@@ -81,6 +86,7 @@ def make_work(
 
     Without a machine: the preset with the trace's GPU if there is one with enough devices, else
     one without limits whose transfers and updates take no time; with `hop_ns` always the latter.
+    Without `devices`: all that the machine or preset has.
     `hop_ns` replaces all link costs by a constant between different devices.
     Raises InputError for anything that is not there or does not fit together.
     """
@@ -96,10 +102,10 @@ def _machine(
     trace: Trace, devices: int | None, machine: Machine | str | Path | None, hop_ns: int | None
 ) -> Machine:
     if machine is None:
-        if devices is None:
-            raise InputError("devices: give their number, or a machine")
         preset = preset_for(trace.device, devices) if hop_ns is None else None
-        return preset or ideal_machine(devices, hop_ns or 0)
+        if preset is None and devices is None:
+            raise InputError("devices: give their number (--devices), or a machine (--machine)")
+        return preset or ideal_machine(devices or 0, hop_ns or 0)
     chosen = machine if isinstance(machine, Machine) else load_machine(machine)
     chosen = chosen if devices is None else chosen.first_devices(devices)
     return chosen if hop_ns is None else chosen.with_hop(hop_ns)
@@ -113,11 +119,12 @@ def simulate(
     devices: int | None = None,
     machine: Machine | str | Path | None = None,
     hop_ns: int | None = None,
-    steps: int = 1,
+    steps: int | None = None,
 ) -> Simulation:
     """Simulate `steps` steps, back to back, of a policy (an object, a name or `file.py:Class`).
 
-    See `make_work` for the other arguments. Raises InputError.
+    steps: None is one, or `STALE_STEPS` of a policy that works one step stale. See `make_work` for
+    the other arguments. Raises InputError.
     """
     work = make_work(
         trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
@@ -126,14 +133,14 @@ def simulate(
 
 
 def simulate_work(
-    work: Work, policy: Policy | str, steps: int = 1, name: str | None = None
+    work: Work, policy: Policy | str, steps: int | None = None, name: str | None = None
 ) -> Simulation:
     """Simulate a policy on work that is already made, under its own or another name.
 
     Raises InputError.
     """
-    whole_number("steps", steps, MOST_STEPS)
     chosen = make_policy(policy) if isinstance(policy, str) else policy
+    steps = _steps(steps, [chosen])
     name = name or policy_name(chosen)
     timeline = simulate_program(lower_policy(chosen, work, steps), name)
     return Simulation(name, chosen, work, timeline)
@@ -147,12 +154,13 @@ def compare(
     devices: int | None = None,
     machine: Machine | str | Path | None = None,
     hop_ns: int | None = None,
-    steps: int = 1,
+    steps: int | None = None,
 ) -> Comparison:
     """Simulate several policies on the same work. `compare(...).winner` is the best one.
 
-    See `make_work` for the other arguments. Raises InputError where the work is wrong; a policy
-    that cannot run it is not an error but `refused`.
+    steps: as for `simulate`, so many of all where one is stale. See `make_work` for the other
+    arguments. Raises InputError where the work is wrong or there is no policy; one that cannot
+    run it is not an error but `refused`.
     """
     work = make_work(
         trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
@@ -163,12 +171,17 @@ def compare(
 def compare_work(
     work: Work,
     policies: Sequence[Policy | str],
-    steps: int = 1,
+    steps: int | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
-    """Simulate several policies on work that is already made, calling `progress` before each."""
-    whole_number("steps", steps, MOST_STEPS)
+    """Simulate several policies on work that is already made, calling `progress` before each.
+
+    Raises InputError where there is none.
+    """
     chosen = [make_policy(each) if isinstance(each, str) else each for each in policies]
+    if not chosen:
+        raise InputError("policies: name at least one")
+    steps = _steps(steps, chosen)
     simulations, refused = [], {}
     for name, policy in zip(_names(chosen), chosen, strict=True):
         progress(name)
@@ -177,6 +190,14 @@ def compare_work(
         except InputError as error:
             refused[name] = str(error)
     return Comparison(tuple(simulations), refused)
+
+
+def _steps(steps: int | None, policies: Sequence[Policy]) -> int:
+    if steps is None:
+        stale = any(getattr(each, "optimizer", None) == "stale" for each in policies)
+        return STALE_STEPS if stale else 1
+    whole_number("steps", steps, MOST_STEPS)
+    return steps
 
 
 def _names(policies: Sequence[Policy]) -> list[str]:

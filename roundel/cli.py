@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # Before torch is imported. Under a cap, gaps between fixed segments are memory lost.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(arguments, standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
@@ -69,6 +71,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             print(f"roundel: cannot write the output: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """No argument has a meaning when it is empty: a shell's variable was, most likely."""
+    for before, each in pairwise(["", *arguments]):
+        if not each:
+            raise InputError(f"{before or 'the first argument'}: must not be empty")
+        if each.startswith("--") and each.endswith("=") and each.count("=") == 1:
+            raise InputError(f"{each[:-1]}: must not be empty")
 
 
 def _fail(message: str) -> NoReturn:
@@ -106,7 +117,9 @@ def simulate(
     microbatches: opt.Microbatches,
     devices: opt.Devices = None,
     machine: opt.MachineOption = None,
-    steps: opt.Steps = 1,
+    memory: opt.Memory = None,
+    host_memory: opt.HostMemory = None,
+    steps: opt.Steps = None,
     hop_ms: opt.HopMs = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
@@ -139,9 +152,8 @@ def simulate(
     as_json: opt.Json = False,
 ) -> None:
     """Simulate one policy: step time, bubbles, transfers, memory; its picture with --plot."""
-    knobs = opt.knobs_of(locals())
+    knobs, work = opt.knobs_of(locals()), opt.work_of(locals())
     chosen = opt.policies_of([policy], knobs)[0]
-    work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
     with busy(f"simulating {policy}", progress):
         simulation = simulate_work(work, chosen, steps)
         report.write_outputs(simulation, plot, memory_plot, perfetto, csv)
@@ -163,13 +175,15 @@ def compare(
         typer.Option(
             "--policies",
             help="Names, or file.py:Class, with commas between, each with knobs of its own where "
-            "they stand behind it: round-robin[optimizer=stale]; or all.",
+            "they stand behind it: round-robin\\[optimizer=stale]; or all.",
             rich_help_panel=opt.WORK,
         ),
     ] = "all",
     devices: opt.Devices = None,
     machine: opt.MachineOption = None,
-    steps: opt.Steps = 1,
+    memory: opt.Memory = None,
+    host_memory: opt.HostMemory = None,
+    steps: opt.Steps = None,
     hop_ms: opt.HopMs = None,
     partition: opt.Partition = None,
     recompute: opt.RecomputeOption = None,
@@ -200,9 +214,8 @@ def compare(
     as_json: opt.Json = False,
 ) -> None:
     """Simulate several policies on the same work: the table, the pictures and the winner."""
-    knobs = opt.knobs_of(locals())
+    knobs, work = opt.knobs_of(locals()), opt.work_of(locals())
     names = list(POLICIES) if policies == "all" else split_names(policies)
-    work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
     with busy("simulating", progress) as tell:
         comparison = compare_work(work, opt.policies_of(names, knobs), steps, tell)
         written = report.write_pictures(comparison, plot, tell) if plot else []
@@ -212,10 +225,12 @@ def compare(
             rows = report.fair_rows(compared)
     if as_json:
         print(json.dumps(_comparison_json(comparison, rows)))
-        return
-    report.print_comparison(Console(), comparison, written)
-    if rows is not None:
-        report.print_fair(Console(), rows)
+    else:
+        report.print_comparison(Console(), comparison, written)
+        if rows is not None:
+            report.print_fair(Console(), rows)
+    if not comparison.simulations:
+        raise InputError("policies: none of them could run; each says why")
 
 
 @app.command(
@@ -227,6 +242,8 @@ def plan(
     microbatches: opt.Microbatches,
     devices: opt.Devices = None,
     machine: opt.MachineOption = None,
+    memory: opt.Memory = None,
+    host_memory: opt.HostMemory = None,
     step: Annotated[
         int, typer.Option("--step", min=0, help="Step number.", rich_help_panel=opt.WORK)
     ] = 0,
@@ -248,8 +265,7 @@ def plan(
     ] = False,
 ) -> None:
     """Print a policy's plan: a column per device, the ops in order."""
-    knobs = opt.knobs_of(locals())
-    work = opt.work_of(trace, devices, microbatches, machine, hop_ms)
+    knobs, work = opt.knobs_of(locals()), opt.work_of(locals())
     made = plan_of(opt.policies_of([policy], knobs)[0], work, step)
     made.check(work)
     print(made.to_csv() if csv else made.grid(), end="")

@@ -1,12 +1,15 @@
 """The command line's options that several commands share, and how they become policies and work."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .api import make_work
+from .executor.sizes import parse_bytes
 from .policies.catalog import known_knobs, make_policy, parse_knob
 from .policies.plan import Optimizer, Place, Recompute
 from .policies.policy import Policy
@@ -18,7 +21,20 @@ WORK, POLICY, OUTPUT = "The work", "The policy's knobs", "Output"
 Trace = Annotated[str, typer.Argument(metavar="TRACE", help="A trace file, or a library name.")]
 Devices = Annotated[
     int | None,
-    typer.Option("--devices", "-d", help="Number of devices.", rich_help_panel=WORK),
+    typer.Option(
+        "--devices",
+        "-d",
+        help="Number of devices. Without it: all of the machine.",
+        rich_help_panel=WORK,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="Of each device, such as 16GiB.", rich_help_panel=WORK),
+]
+HostMemory = Annotated[
+    str | None,
+    typer.Option("--host-memory", help="Of the host, such as 128GiB.", rich_help_panel=WORK),
 ]
 Microbatches = Annotated[
     int, typer.Option("--microbatches", "-m", help="Microbatches a step.", rich_help_panel=WORK)
@@ -42,7 +58,12 @@ HopMs = Annotated[
     ),
 ]
 Steps = Annotated[
-    int, typer.Option("--steps", help="Steps to run back to back.", rich_help_panel=WORK)
+    int | None,
+    typer.Option(
+        "--steps",
+        help="Steps to run back to back. Without it one, or four where a policy is stale.",
+        rich_help_panel=WORK,
+    ),
 ]
 Partition = Annotated[
     str | None,
@@ -123,16 +144,22 @@ PolicyName = Annotated[
 ]
 
 
-def work_of(
-    trace: str, devices: int | None, microbatches: int, machine: str | None, hop_ms: float | None
-) -> Work:
-    """The work that the options describe. Raises InputError."""
+def work_of(given: Mapping[str, Any]) -> Work:
+    """The work that a command's options, by name, describe. Raises InputError."""
+    hop_ms = given["hop_ms"]
     if hop_ms is not None and not 0 <= hop_ms <= 1e6:
         raise InputError(f"--hop-ms: must be a time from 0 to 1,000,000 ms, got {hop_ms}")
     hop_ns = None if hop_ms is None else round(hop_ms * 1e6)
-    return make_work(
-        trace, microbatches=microbatches, devices=devices, machine=machine, hop_ns=hop_ns
+    work = make_work(
+        given["trace"],
+        microbatches=given["microbatches"],
+        devices=given["devices"],
+        machine=given["machine"],
+        hop_ns=hop_ns,
     )
+    memory = parse_bytes(given["memory"], "--memory")
+    host_memory = parse_bytes(given["host_memory"], "--host-memory")
+    return replace(work, machine=work.machine.with_memory(memory, host_memory))
 
 
 KNOBS = (
@@ -155,12 +182,12 @@ def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
     given: options by name, those of `KNOBS`, `partition`, and `own`, which is what `--set` has;
     None is not given, and others do not matter.
     """
-    knobs = {
-        **_parse_partition(given.get("partition")),
-        **{name: given.get(name) for name in KNOBS},
-        **_parse_own(given.get("own") or []),
-    }
-    return {name: value for name, value in knobs.items() if value is not None}
+    options = {name: given[name] for name in KNOBS if given.get(name) is not None}
+    options |= _parse_partition(given.get("partition"))
+    own = _parse_own(given.get("own") or [])
+    for knob in options.keys() & own.keys():
+        raise InputError(f"{_flag(knob)} and --set {knob}: give one of them")
+    return options | own
 
 
 def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
@@ -177,7 +204,8 @@ def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
         policies.append(make_policy(name, **mine))
     if unused:
         raise InputError(
-            f"{', '.join(map(_flag, sorted(unused)))}: no policy among {', '.join(names)} has this"
+            f"{', '.join(map(_flag, sorted(unused)))}: no policy among {', '.join(names)} has this; "
+            f"their knobs are {', '.join(dict.fromkeys(chain(*map(known_knobs, names)))) or 'none'}"
         )
     return policies
 
@@ -185,7 +213,7 @@ def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
 def _flag(knob: str) -> str:
     if knob == "backward_partition":
         return "--partition with a cut after /"
-    return f"--{knob.replace('_', '-')}"
+    return f"--{knob.replace('_', '-')}" if knob in (*KNOBS, "partition") else f"--set {knob}"
 
 
 def _parse_partition(text: str | None) -> dict[str, tuple[int, ...]]:

@@ -61,6 +61,8 @@ def profile(
     """
     given = dict.fromkeys(own.FLAGS) | locals()
     path, flags = own.flags_of(given)
+    if machine_output and machine_output.resolve() == output.resolve():
+        raise InputError(f"--machine-output: {shown(output)} is where the trace goes; name another")
     console = Console()
     work = profiled(read_settings(path, flags), console)
     work.trace.save(output)

@@ -140,6 +140,8 @@ def print_comparison(
 def verdict(comparison: Comparison) -> str:
     """Who wins and by how much, in one sentence."""
     best = comparison.best
+    if not comparison.simulations:
+        return "no winner: none of these policies can run"
     if best is None:
         return "no winner: none of these policies fits the memory"
     others = [each for each in comparison.simulations if each is not best]
@@ -183,7 +185,7 @@ def _against(best: Simulation, others: list[Simulation], which: str) -> str:
 
 
 def fair_comparison(
-    work: Work, names: list[str], knobs: dict[str, Any], steps: int, tell: Tell
+    work: Work, names: list[str], knobs: dict[str, Any], steps: int | None, tell: Tell
 ) -> list[tuple[str, Comparison]]:
     """The same policies with late and with early recompute, each as (what it is, comparison).
 
@@ -240,6 +242,7 @@ def fair_rows(compared: list[tuple[str, Comparison]]) -> list[dict[str, Any]]:
 def print_fair(console: Console, rows: list[dict[str, Any]]) -> None:
     """For each of the comparisons, round-robin against the fastest of the others."""
     console.print("\n[bold]round-robin against the others, recompute alike, memory left aside[/]")
+    say(console, "All of these recompute, late or early; the table above is of what was asked for.")
     table = _table("early recompute", "round-robin", "fastest other", "its step", "advantage")
     for row in rows:
         table.add_row(

@@ -45,7 +45,7 @@ def validate_command(
         typer.Option(
             "--policies",
             help="Names or file.py:Class, with commas between, each with knobs of its own where "
-            "they stand behind it: round-robin[optimizer=stale].",
+            "they stand behind it: round-robin\\[optimizer=stale].",
             rich_help_panel=opt.POLICY,
         ),
     ] = DEFAULT,

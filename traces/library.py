@@ -69,8 +69,8 @@ def load_machine(name_or_path: str | Path) -> Machine:
     return Machine.load(_find(name_or_path, "presets", "machine"))
 
 
-def preset_for(device: str, devices: int) -> Machine | None:
-    """The first `devices` devices of the preset with this GPU, or None if it has too few.
+def preset_for(device: str, devices: int | None = None) -> Machine | None:
+    """The first `devices` devices, or all, of the preset with this GPU; None if it has too few.
 
     `device` is a GPU's full name, as in a trace: "NVIDIA GeForce RTX 4090". None for an unknown
     GPU. Raises InputError if `devices` is less than 1.
@@ -79,7 +79,8 @@ def preset_for(device: str, devices: int) -> Machine | None:
     for name, gpu in _GPU_OF_PRESET.items():
         if re.search(rf"\b{gpu}\b", words):
             machine = load_machine(name)
-            return machine.first_devices(devices) if devices <= len(machine.devices) else None
+            count = len(machine.devices) if devices is None else devices
+            return machine.first_devices(count) if count <= len(machine.devices) else None
     return None
 
 
