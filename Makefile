@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
 
-.PHONY: demo test lint types check format bench clean
+.PHONY: setup demo test lint types check format bench clean
+
+# All that training needs, too.
+setup: $(READY)
 
 demo: $(DEMO_READY)
 	$(BIN)/python examples/demo.py demo

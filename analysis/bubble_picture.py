@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from .figure import LEGEND_ROW_PX, Page, picture_path, plain_frame, points, save
 from .metrics import Metrics
 from .palette import BUBBLE_COLOURS, BUBBLE_MEANINGS, LIMIT_COLOUR, ink_on
-from .units import human_seconds, human_share, shortened
+from .units import counted, human_seconds, human_share, shortened
 
 _WIDTH_PX, _LEFT_PX, _RIGHT_PX, _MARGIN_PX = 1200, 210, 330, 14
 _AXES_PX = _WIDTH_PX - _LEFT_PX - _RIGHT_PX
@@ -33,6 +33,8 @@ def draw_bubbles(
     page = Page.blank(_WIDTH_PX, _HEADING_PX + bars_px + _AXIS_PX + 2 * LEGEND_ROW_PX + _MARGIN_PX)
     page.text(_MARGIN_PX, _MARGIN_PX, title or "Idle time of the GPUs by policy", 18, weight="bold")
     about = "share of all GPUs' time up to the end, by what each GPU was waiting for"
+    if metrics:
+        about += f"; {counted(next(iter(metrics.values())).steps, 'step')}"
     page.text(_MARGIN_PX, _MARGIN_PX + 27, about, 14, color="#333333")
     axes = page.axes(_LEFT_PX, _HEADING_PX, _AXES_PX, bars_px)
     _bars(axes, metrics)

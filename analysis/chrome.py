@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..traces.timeline import KINDS, LANE_KINDS, Lane, MemoryCurve, Timeline
-from .files import output_path, writing
+from .files import CHROME_TRACES, output_path, writing
 
 _CHUNK = 50_000
 
@@ -26,7 +26,7 @@ def write_chrome_trace(timeline: Timeline, path: str | Path) -> None:
 
     Memory use stays small however long the timeline is. Raises InputError for a wrong path.
     """
-    path = output_path(path, "Chrome trace")
+    path = output_path(path, "Chrome trace", CHROME_TRACES)
     with writing(path, "Chrome trace"), closing(_opened(path)) as out:
         out.write(_head(timeline))
         out.write(",\n".join(_metadata(timeline)))

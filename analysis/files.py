@@ -12,6 +12,9 @@ from ..traces.errors import InputError
 PICTURES = (".png", ".svg", ".pdf")
 """How files of pictures may end."""
 
+CHROME_TRACES = (".json", ".gz")
+"""How files of Chrome traces may end."""
+
 LONGEST_STEM = 80
 """Characters of a file's name that come from a policy's, whose knobs can be long cuts."""
 
@@ -59,6 +62,8 @@ def writing(path: Path, what: str) -> Iterator[None]:
 def make_folder(folder: Path) -> None:
     """Make a folder, and those that it is in, where it is not there; what is to be written there
     later must be able to. Raises InputError."""
+    if folder.suffix.lower() in PICTURES:
+        raise InputError(f"{folder}: is to be a folder; name one for all the pictures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

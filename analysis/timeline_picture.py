@@ -126,7 +126,7 @@ def _heading(
 ) -> None:
     metrics = measure(timeline)
     counts = f"{counted(timeline.microbatches, 'microbatch')} a step"
-    counts += ", numbered in the boxes" if numbered else ""
+    counts += ", numbered in boxes that have room" if numbered else ""
     figures = [
         timeline.source,
         f"{counted(timeline.devices, 'GPU')}, {counts}",

@@ -24,6 +24,9 @@ from .traces.machine import HOST
 STEPS = 3
 """Steps to simulate: a policy's steady step may differ from its first."""
 
+MOST_ROWS = 10
+"""Candidates that are in the table; there may be forty."""
+
 WEIGHT_SHARE = 0.5
 """The weight gradients' part of backward: of a linear layer's two products there, one."""
 
@@ -126,7 +129,7 @@ def choose(
         except InputError as error:
             refused[name] = str(error)
     comparison = Comparison(tuple(simulations), refused)
-    report.print_comparison(console, comparison, [], misfits=False)
+    report.print_comparison(console, comparison, [], misfits=False, rows=MOST_ROWS)
     if comparison.winner is None:
         raise _no_winner(comparison, work, say, last, given)
     return _with_its_cut(comparison.winner, work)

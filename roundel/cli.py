@@ -61,7 +61,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         extra = EXTRAS.get(error.name or "")
         if extra is None:
             raise
-        _fail(f"this needs {error.name}, which is not installed: pip install 'roundel[{extra}]'")
+        _fail(
+            f"this needs {error.name}, which is not installed: run `make setup` where Roundel's "
+            f"Makefile is, or pip install '.[{extra}]' there"
+        )
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except OSError as error:
@@ -275,6 +278,12 @@ def plan(
 def traces() -> None:
     """List the traces and machines of the library."""
     report.print_library(Console())
+
+
+@app.command(epilog="Example: roundel policies")
+def policies() -> None:
+    """List the policies and their knobs."""
+    report.print_policies(Console())
 
 
 app.command(epilog="Example: roundel train examples/train.toml --policy auto")(train)

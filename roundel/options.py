@@ -203,9 +203,10 @@ def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
         unused -= set(mine)
         policies.append(make_policy(name, **mine))
     if unused:
+        theirs = dict.fromkeys(chain(*map(known_knobs, names)))
         raise InputError(
-            f"{', '.join(map(_flag, sorted(unused)))}: no policy among {', '.join(names)} has this; "
-            f"their knobs are {', '.join(dict.fromkeys(chain(*map(known_knobs, names)))) or 'none'}"
+            f"{', '.join(map(_flag, sorted(unused)))}: no policy among {', '.join(names)} has "
+            f"this; their knobs are {', '.join(theirs) or 'none'}"
         )
     return policies
 

@@ -1,6 +1,7 @@
 """What the command line prints and writes: figures, pictures, and what does not fit."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .analysis.units import counted, human_bytes, human_rate, human_seconds, hum
 from .api import Comparison, Simulation, compare_work, full_name
 from .console import Tell, say
 from .options import policies_of
-from .policies.catalog import known_knobs
+from .policies.catalog import POLICIES, known_knobs
 from .policies.policy import Policy, policy_name
 from .policies.round_robin import RoundRobin
 from .policies.work import Work
@@ -81,7 +82,7 @@ def print_simulation(console: Console, simulation: Simulation) -> None:
     metrics, work = simulation.metrics, simulation.work
     bubble = metrics.bubble
     rows = [
-        ("policy", simulation.name),
+        ("policy", full_name(simulation.policy)),
         ("trace", f"{work.trace.name} ({work.trace.device}), {work.layers} layers"),
         ("machine", _machine(work)),
         (
@@ -109,14 +110,25 @@ def print_simulation(console: Console, simulation: Simulation) -> None:
     for name, value in rows:
         console.print(f"[bold]{name:{width}}[/]  {escape(value)}", highlight=False, soft_wrap=True)
     _print_misfits(console, simulation)
+    _note_on_bytes(console, work)
+
+
+def _note_on_bytes(console: Console, work: Work) -> None:
+    if not any(layer.param_bytes or layer.saved_bytes for layer in work.trace.layers):
+        say(console, "the trace has no bytes of its layers: what they need of memory is not known")
 
 
 def print_comparison(
-    console: Console, comparison: Comparison, written: list[Path], misfits: bool = True
+    console: Console,
+    comparison: Comparison,
+    written: list[Path],
+    misfits: bool = True,
+    rows: int | None = None,
 ) -> None:
     """The table, the winner and by how much, who cannot run and why, and where the pictures are.
 
-    `misfits`: say of each policy that does not fit what it is that does not.
+    `misfits`: say of each policy that does not fit what it is that does not. `rows`: so many of
+    the best ones at most are in the table; None: all.
     """
     if comparison.simulations:
         work = comparison.simulations[0].work
@@ -126,13 +138,17 @@ def print_comparison(
             f"{counted(work.microbatches, 'microbatch')} a step, "
             f"{counted(comparison.simulations[0].metrics.steps, 'step')}",
         )
-        metrics = {each.name: each.metrics for each in comparison.ranking}
+        metrics = {each.name: each.metrics for each in comparison.ranking[:rows]}
         console.print(comparison_table(metrics, width=console.width))
+        if more := len(comparison.ranking) - len(metrics):
+            say(console, f"and {more} more, which are slower or do not fit")
     for name, reason in comparison.refused.items():
         say(console, f"{name} cannot run: {reason}")
     say(console, verdict(comparison))
     for simulation in comparison.simulations if misfits else ():
         _print_misfits(console, simulation)
+    if comparison.simulations:
+        _note_on_bytes(console, comparison.simulations[0].work)
     if written:
         say(console, f"pictures: {written[0].parent}/")
 
@@ -278,6 +294,23 @@ def print_library(console: Console) -> None:
         )
     console.print(traces)
     console.print(machines)
+
+
+def print_policies(console: Console) -> None:
+    """The policies by name: what each does, and its knobs with their defaults."""
+    table = Table(box=SIMPLE_HEAD)
+    for header in ("policy", "what it does", "knobs"):
+        table.add_column(header, no_wrap=header == "policy", overflow="fold")
+    for name, policy in POLICIES.items():
+        knobs = (each for each in fields(policy) if each.init)
+        shown = ", ".join(f"{each.name}={each.default}" for each in knobs)
+        table.add_row(name, _first_line(policy), shown, end_section=True)
+    console.print(table)
+    say(console, "knobs stand behind a name, 1f1b[recompute=early], or are options of their own")
+
+
+def _first_line(policy: type) -> str:
+    return (getdoc(policy) or "").splitlines()[0].rstrip(".")
 
 
 def _table(*headers: str) -> Table:

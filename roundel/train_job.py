@@ -44,6 +44,11 @@ PROFILE_WARM_S = 3.0
 GAPS = 0.02
 """The share of a device's memory that no plan of `auto` takes: an allocator has gaps."""
 
+ON_CPU = (
+    "on the CPU devices share cores, and Python: steps may take twice as long as predicted, "
+    "and in another order"
+)
+
 CHOICE = "policy.json"
 """Where the policy that `auto` took is written down, beside the checkpoints."""
 
@@ -169,6 +174,8 @@ class Job:
             if self.devices[0].type == "cuda":
                 room = with_gaps(work)
                 say(console, f"{GAPS:.0%} of each GPU's memory is left to its allocator")
+            else:
+                say(console, ON_CPU)
             given = Given(
                 samples=self.config.train.batch // self.microbatches,
                 autocast=self.config.model.autocast is not None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from .analysis.chrome import write_chrome_trace
-from .analysis.files import PICTURES, output_path, try_to_write, writing
+from .analysis.files import CHROME_TRACES, PICTURES, output_path, try_to_write, writing
 from .analysis.units import human_rate
 from .console import busy, say
 from .traces.errors import CannotFit, InputError
@@ -75,7 +75,7 @@ def _check_outputs(log: LogSection, checkpoints: str | None) -> None:
     for path, what, suffixes in (
         (log.file, "log", ()),
         (log.timeline, "picture", PICTURES),
-        (log.perfetto, "Chrome trace", ()),
+        (log.perfetto, "Chrome trace", CHROME_TRACES),
     ):
         if path:
             with writing(Path(path), what):

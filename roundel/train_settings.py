@@ -219,7 +219,12 @@ def _check(config: TrainConfig) -> None:
     if model.compute_dtype and model.autocast:
         raise InputError("model.autocast: give it or compute_dtype, not both")
     if train.warmup >= train.steps:
-        raise InputError(f"train.warmup: must be fewer than the {train.steps} steps")
+        raise InputError(
+            f"train.warmup: must be fewer than the {train.steps} steps, got {train.warmup}; "
+            "give another --warmup"
+        )
+    if log.evaluate_every and not config.data.held_out:
+        raise InputError("log.evaluate_every: nothing is held out; give a --held-out above 0")
     try:
         parse_bytes(train.memory)
         parse_bytes(train.host_memory, "host memory")

@@ -98,7 +98,7 @@ def validate_command(
     if output:
         make_folder(output)
     from .executor.places import sharing_cores
-    from .train_job import Job, named_policies
+    from .train_job import ON_CPU, Job, named_policies
 
     chosen = named_policies(config, _names(policies))
     with busy("loading", console):
@@ -107,7 +107,7 @@ def validate_command(
         work = measured(job, tell, places_of_updates(chosen.values()))
         print_profile(console, work)
         if any(device.type == "cpu" for device in job.devices):
-            say(console, "on the CPU whatever else runs here counts: errors may be noise")
+            say(console, ON_CPU)
         validations: list[Validation] = []
         if output:
             work.trace.save(output / "trace.json")

@@ -207,7 +207,7 @@ def test_svg_says_what_it_shows(tmp_path: Path):
     text = (tmp_path / "a.svg").read_text()
     for words in ("a name", "host to GPU", "recompute", "time (ms)", "end of step 0", "bubble"):
         assert f"<!-- {words}" in text or words in text, words
-    assert "numbered in the boxes" in text
+    assert "numbered in boxes that have room" in text
 
 
 def test_numbers_are_only_spoken_of_where_there_is_room_for_one(tmp_path: Path):

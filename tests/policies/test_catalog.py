@@ -189,3 +189,14 @@ def test_a_file_that_does_not_import(tmp_path: Path, text: str, message: str) ->
     path = tmp_path / "broken.py"
     path.write_text(text, encoding="utf-8")
     assert re.fullmatch(f"{re.escape(str(path))}: {message}", refusal(f"{path}:Mine"))
+
+
+def test_knobs_behind_a_name_as_people_write_them() -> None:
+    text = "x[recompute-layers=2,lifo=false,clip=true,partition=7 7 / 1 3 10]"
+    assert split_knobs(text)[1] == {
+        "recompute_layers": 2,
+        "lifo": False,
+        "clip": True,
+        "partition": (7, 7),
+        "backward_partition": (1, 3, 10),
+    }

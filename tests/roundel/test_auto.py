@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 import roundel
+from roundel import auto
 from roundel.auto import candidates, choose, microbatch_counts
 from roundel.traces.machine import ideal_machine
 
@@ -103,8 +104,22 @@ def test_what_is_chosen_keeps_the_cut_that_it_was_simulated_with() -> None:
     assert choose(free, {"it": resident}, Console(quiet=True), lambda what: None) is resident
 
 
-def test_of_policies_with_the_same_plans_only_the_first_is_shown() -> None:
+def test_the_table_has_the_best_and_says_how_many_more_there_are() -> None:
+    console = Console(record=True, width=160, file=io.StringIO())
+    trace = roundel.load_trace("qwen3-1.7b-rtx4090")
+    work = roundel.make_work(trace, microbatches=2, machine=ideal_machine(2))
+    choose(work, candidates({}, 2), console, lambda what: None)
+    table, rest = console.export_text().split("\nand ")
+    rows = table.partition("───\n")[2].splitlines()
+    assert len([row for row in rows if " no" in row or " yes" in row]) == auto.MOST_ROWS
+    assert int(rest.partition(" more, which are slower or do not fit")[0]) > 10
+
+
+def test_of_policies_with_the_same_plans_only_the_first_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On one device all microbatches of a round stay there, whatever rotates over devices."""
+    monkeypatch.setattr(auto, "MOST_ROWS", None)
     trace = roundel.api.load_trace("qwen3-1.7b-rtx4090")
 
     def shown(devices: int) -> str:

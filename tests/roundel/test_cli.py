@@ -146,6 +146,14 @@ def test_traces_lists_the_library(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2x-h200-nvlink" in out
 
 
+def test_policies_are_listed_with_their_knobs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "policies")
+    assert code == 0
+    for name in roundel.POLICIES:
+        assert f"  {name} " in out
+    assert "round_size=None" in " ".join(out.split())
+
+
 def test_the_rotation_goes_on_over_steps(capsys: pytest.CaptureFixture[str]) -> None:
     line = f"plan {TRACE} --policy round-robin -d 4 -m 4 --partition '14 14 / 1 14 14'"
     first = run(capsys, line)[1].splitlines()[1].split()
@@ -157,7 +165,7 @@ def test_the_rotation_goes_on_over_steps(capsys: pytest.CaptureFixture[str]) -> 
 WRONG = [
     ("simulate nothing.json --policy gpipe -d 2 -m 2", "nothing.json: no such file"),
     (f"simulate {TRACE} --policy nope -d 2 -m 2", "no policy 'nope'; the policies are gpipe"),
-    (f"simulate {TRACE} --policy gpipe -m 2", "devices: give their number"),
+    (f"simulate {TRACE} --policy gpipe -m 2 --hop-ms 1", "devices: give their number"),
     (f"simulate {TRACE} --policy gpipe -d 2", "Missing option '--microbatches'"),
     (f"simulate {TRACE} --policy gpipe -d two -m 2", "Invalid value for '--devices'"),
     (f"simulate {TRACE} --policy gpipe -d 2 -m 0", "microbatches: must be at least 1"),
@@ -180,6 +188,17 @@ WRONG = [
     (f"simulate {TRACE} --policy round-robin -d 2 -m 4 --partition 29", "give both cuts"),
     (f"compare {TRACE} --policies gpipe,nope -d 2 -m 4", "no policy 'nope'"),
     (f"plan {TRACE} --policy gpipe -d 2 -m 4 --step -1", "Invalid value for '--step'"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --chunks 3", "their knobs are partition, rec"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --set most=3", "--set most: no policy among"),
+    (f"simulate {TRACE} -p round-robin -m 2 --optimizer sync --set optimizer=stale", "one of them"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --memory much", "--memory: write bytes, or a"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --host-memory -1", "--host-memory: write bytes"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --perfetto it.txt", "name it .json or .gz"),
+    (f"compare {TRACE} --policies ,, -d 2 -m 4", "policies: name at least one"),
+    (f"compare {TRACE} -d 2 -m 4 --plot it.png", "it.png: is to be a folder"),
+    (f"compare {TRACE} -d 2 -m 4 --plot=", "--plot: must not be empty"),
+    (f"compare {TRACE} -d 2 -m 4 --plot ''", "--plot: must not be empty"),
+    ("profile decoder-tiny -o x.json --machine-output ./x.json", "where the trace goes"),
     ("frobnicate", "No such command 'frobnicate'"),
     (f"simulate {TRACE} --polcy gpipe", "No such option"),
 ]
@@ -336,3 +355,48 @@ def test_a_fair_comparison_takes_the_fastest_round_robin(
     assert [row["fastest_other"] for row in data["fair"]] == ["gpipe", "gpipe"]
     steps = [each["step_s"] for each in data["policies"] if each["policy"] != "gpipe"]
     assert data["fair"][1]["round_robin_step_s"] == pytest.approx(min(steps))
+
+
+def test_policies_none_of_which_can_run_are_a_wrong_input(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run(capsys, f"compare {TRACE} --policies zb-v,zb-h1 {SIZE}")
+    assert (code, out.count(" cannot run: ")) == (2, 2)
+    assert "none of these policies can run" in out
+    assert err == "roundel: policies: none of them could run; each says why\n"
+
+
+def test_a_stale_policy_is_compared_in_steps_that_show_its_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a single step nothing hides its updates, and it is the slower one."""
+    names = "round-robin,round-robin[optimizer=stale]"
+    data = json.loads(run(capsys, f"compare {TRACE} --policies {names} {SIZE} --json")[1])
+    assert [each["steps"] for each in data["policies"]] == [4, 4]
+    assert data["winner"] == "round-robin (optimizer=stale)"
+    line = f"compare {TRACE} --policies {names} {SIZE} --json --steps 1"
+    assert json.loads(run(capsys, line)[1])["winner"] == "round-robin"
+    data = json.loads(run(capsys, f"simulate {TRACE} -p round-robin {SIZE} --json")[1])
+    assert data["steps"] == 1
+
+
+def test_memory_and_devices_of_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"simulate {TRACE} -p round-robin -m 16 --json"
+    data = json.loads(run(capsys, line)[1])
+    assert (data["devices"], data["fits"]) == (8, True)
+    assert not json.loads(run(capsys, f"{line} --host-memory 16GiB")[1])["fits"]
+    assert max(data["peak_memory_bytes"]) > 4 * 2**30
+    assert not json.loads(run(capsys, f"{line} --memory 4GiB")[1])["fits"]
+
+
+def test_what_a_trace_without_bytes_needs_is_not_known(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = roundel.load_trace(TRACE)
+    bare = [each.model_copy(update={"param_bytes": 0, "saved_bytes": 0}) for each in trace.layers]
+    trace.model_copy(update={"layers": tuple(bare)}).save(tmp_path / "bare.json")
+    for command in ("simulate -p gpipe", "compare --policies gpipe"):
+        name, *options = command.split()
+        for path, said in ((TRACE, False), (tmp_path / "bare.json", True)):
+            out = run(capsys, f"{name} {path} {' '.join(options)} {SIZE}")[1]
+            assert ("what they need of memory is not known" in out) is said

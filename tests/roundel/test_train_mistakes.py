@@ -116,7 +116,10 @@ def test_without_torch_it_says_what_to_install(text: Path) -> None:
     script = f"import sys; sys.modules['torch'] = None; import roundel.cli as c; c.main({line!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
-    said = "roundel: this needs torch, which is not installed: pip install 'roundel[torch]'\n"
+    said = (
+        "roundel: this needs torch, which is not installed: run `make setup` where Roundel's "
+        "Makefile is, or pip install '.[torch]' there\n"
+    )
     assert done.stderr == said
 
 
@@ -219,6 +222,9 @@ WRONG = [
     ("decoder-tiny --timeline-step 3", "log.timeline_step: say where the picture goes"),
     ("decoder-tiny --log {folder}", "cannot write this log: it is a folder"),
     ("decoder-tiny --frobnicate", "No such option"),
+    ("decoder-tiny --evaluate-every 1 --held-out 0", "nothing is held out; give a --held-out"),
+    ("decoder-tiny --steps 5 --warmup 5", "must be fewer than the 5 steps, got 5; give another"),
+    ("decoder-tiny --perfetto step.txt", "name it .json or .gz"),
 ]
 
 
