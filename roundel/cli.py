@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import sys
 from itertools import pairwise
@@ -37,6 +38,9 @@ progress = Console(stderr=True)
 EXTRAS = {"torch": "torch", "safetensors": "torch", "transformers": "hf"}
 """Which extra of the package brings what can be missing."""
 
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers that warn whoever trains of what is no concern of theirs, when they are imported."""
+
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for words that it does not understand."""
 
@@ -49,6 +53,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Before torch is imported. Under a cap, gaps between fixed segments are memory lost.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(arguments, standalone_mode=False)
@@ -56,7 +62,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except InputError as error:
         _fail(str(error))
     except UsageError as error:
-        _fail(error.format_message())  # type: ignore[attr-defined]
+        _fail(error.format_message().replace("Value error, ", ""))  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name or "")
         if extra is None:

@@ -207,11 +207,11 @@ def _check(config: TrainConfig) -> None:
             f"train.microbatches: a batch of {train.batch} cannot be cut into {train.microbatches}"
         )
     if config.policy.clip and train.clip_norm is None:
-        raise InputError("policy.clip: give the norm too, train.clip_norm")
+        raise InputError("policy.clip: give the norm too, train.clip_norm (--clip-norm)")
     if checkpoint.folder is None and (checkpoint.every or checkpoint.resume):
-        raise InputError("checkpoint.folder: missing; say where checkpoints are")
+        raise InputError("checkpoint.folder: missing; say where checkpoints are (--checkpoints)")
     if log.timeline_step and not (log.timeline or log.perfetto):
-        raise InputError("log.timeline_step: say where the picture goes, log.timeline")
+        raise InputError("log.timeline_step: say where the picture goes, log.timeline (--timeline)")
     if (log.timeline_step or 0) > train.steps:
         raise InputError(
             f"log.timeline_step: there are {train.steps} steps, got {log.timeline_step}"
