@@ -11,21 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..policies.estimate import estimated_memory
 from ..policies.lowering import lower
-from ..policies.misfit import misfit
 from ..policies.op import Op
 from ..policies.plan import Place, Plan
 from ..policies.planning import plan_of
 from ..policies.policy import Policy, places_of_updates, policy_name
 from ..policies.work import Work
-from ..traces.errors import CannotFit, InputError
+from ..traces.errors import InputError
 from ..traces.machine import Machine, ideal_machine
 from ..traces.timeline import Lane
 from ..traces.trace import Trace
 from .checkpoint import load_checkpoint, save_checkpoint
 from .compute import Computer, LossFunction, Randomness
 from .engine import StepEngine
+from .fitting import expected_memory, refuse_what_cannot_fit
 from .lanes import LaneThread
 from .layers import Layers, Replica
 from .left_out import LeftOut
@@ -33,6 +32,7 @@ from .machinery import Machinery, lane_threads
 from .masters import Masters, OptimizerFactory
 from .measure import Measured, measure_layers, with_real_bytes
 from .measure_machine import measure_machine
+from .memory_cap import MemoryCap
 from .older import put_older_weights
 from .optimizer_bytes import OptimizerBytes, optimizer_bytes, rows_of
 from .placement import place_weights
@@ -40,7 +40,7 @@ from .places import gpus_of, host_memory
 from .program_tables import ProgramTables
 from .run import Run
 from .short_turns import short_turns
-from .sizes import parse_bytes, say_bytes
+from .sizes import parse_bytes
 from .step_result import StepResult
 from .streams import Clock, IdleStreams, idle_streams
 from .values import Value, batch_size, count_tokens, looks_of, map_tensors, moved, split_batch
@@ -129,6 +129,7 @@ class Trainer:
         self.microbatches = microbatches
         self.memory_limit = parse_bytes(memory_limit)
         self.host_memory_limit = parse_bytes(host_memory_limit, "host memory")
+        self._cap = MemoryCap(self.devices, self.memory_limit)
         self.trace, self.machine = trace, machine
         self.step_number = 0
         self.masters = Masters(self.layers, optimizer, parameter_groups)
@@ -148,7 +149,6 @@ class Trainer:
         self._older: dict[str, torch.Tensor] = {}
         self._microbatch = ""
         self._earlier: tuple[str, Trace | None] = "", None
-        self._shares: dict[torch.device, float] = {}
         self._failure: BaseException | None = None
         self._poison = False
         self._around: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda run: run
@@ -308,8 +308,8 @@ class Trainer:
                     "clip_norm: give it if and only if the policy clips (clip=True); "
                     f"it is {self._clip_norm}, the plan's clip is {plan.clip}"
                 )
-            self._refuse_what_cannot_fit(plan, work)
-            self._limit_cuda_memory()
+            refuse_what_cannot_fit(self.policy, plan, work, self.step_number)
+            self._cap.set()
             lanes = lane_threads(self.devices)
             threads = list(lanes.values())
             try:
@@ -353,29 +353,6 @@ class Trainer:
         machine = self.machine or ideal_machine(len(self.devices))
         machine = machine.first_devices(len(self.devices))
         return machine.with_memory(self.memory_limit, self.host_memory_limit)
-
-    def _refuse_what_cannot_fit(self, plan: Plan, work: Work) -> None:
-        plans = [plan]
-        if plan.outlasts_step:
-            # A step begins while the one before it ends: both need room.
-            plans += [plan_of(self.policy, work, self.step_number + 1)]
-        curves = estimated_memory(lower(plans, work), policy_name(self.policy))
-        over = [curve for curve in curves if curve.over_bytes]
-        if over:
-            worst = max(over, key=lambda each: each.over_bytes)
-            raise CannotFit(f"this plan cannot fit: {misfit(worst, plan, say_bytes)}")
-
-    def _limit_cuda_memory(self) -> None:
-        for device in gpus_of(self.devices):
-            # What measuring and earlier trainers took is not for this one's steps; cuBLAS keeps
-            # some for every stream that it has been used on.
-            torch._C._cuda_clearCublasWorkspaces()
-            torch.cuda.empty_cache()
-            if self.memory_limit:
-                self._shares[device] = torch.cuda.get_per_process_memory_fraction(device)
-                whole = torch.cuda.get_device_properties(device).total_memory
-                share = self.memory_limit * self.devices.count(device) / whole
-                torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
 
     def _machinery(self, plan: Plan, lanes: Mapping[Lane, LaneThread]) -> Machinery:
         needs = self._passes_gradient
@@ -493,20 +470,11 @@ class Trainer:
         if run.failure is not None:
             run.wait()
             if isinstance(run.failure, torch.OutOfMemoryError):
-                run.failure.add_note(self._expected_memory(run))
+                note = expected_memory(run.program, self.memory_limit, self.step_number)
+                run.failure.add_note(note)
             raise run.failure
         if not lags:
             self.flush()
-
-    def _expected_memory(self, run: Run) -> str:
-        """What a plan was expected to need, for whoever sees it run out."""
-        peaks = [curve.peak_bytes for curve in estimated_memory(run.program, "expected")[:-1]]
-        limit = say_bytes(self.memory_limit) if self.memory_limit else "all there is"
-        return (
-            f"in step {self.step_number}: expected at most {say_bytes(max(peaks))} on a device, "
-            f"allowed {limit}; "
-            "use more microbatches, a finer cut, recompute, or streamed weights (round-robin)"
-        )
 
     def _finish(self, run: Run, engine: StepEngine) -> None:
         run.wait()
@@ -539,9 +507,7 @@ class Trainer:
             weights.clear()
         self._programs.clear()
         self.masters.to_host()
-        while self._shares:
-            device, share = self._shares.popitem()
-            torch.cuda.set_per_process_memory_fraction(share, device)
+        self._cap.lift()
         if any(device.type == "cuda" for device in self.devices):
             torch.cuda.empty_cache()
 

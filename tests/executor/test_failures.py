@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import roundel
-from roundel.executor import placement
+from roundel.executor import memory_cap, placement
 from roundel.executor.engine import StepEngine
 from roundel.executor.lanes import LaneThread
+from roundel.executor.memory_cap import MemoryCap
 from roundel.executor.run import Run
 from roundel.executor.trainer import NotANumber, Trainer
 from roundel.executor.transit import Transit
@@ -373,30 +375,45 @@ def trainer_is_stuck() -> None:
     os._exit(1)
 
 
+def test_a_cap_on_memory_is_each_devices_and_ends_with_what_was_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two devices on a GPU of 1000 bytes, of which the process may have 0.75."""
+    gpu, caps = torch.device("cuda", 0), list[Any]()
+    whole = SimpleNamespace(total_memory=1000)
+    monkeypatch.setattr(memory_cap, "gpus_of", lambda devices: [gpu])
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.75)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *it: caps.append(it))
+    MemoryCap([gpu, gpu], 0).set()
+    assert not caps
+    cap = MemoryCap([gpu, gpu], 200)
+    cap.set()
+    assert caps == [(0.4, gpu)]
+    cap.lift()
+    cap.lift()
+    assert caps == [(0.4, gpu), (0.75, gpu)]
+
+
 def test_the_cap_on_memory_ends_with_the_trainer_also_where_it_never_began(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caps: list[tuple[float, torch.device]] = []
-
-    def limit(self: Trainer) -> None:
-        self._shares[torch.device("cpu")] = 0.75
+    caps: list[str] = []
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def cap(*share: object) -> None:
-        caps.append(share)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "_limit_cuda_memory", limit)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", cap)
+    monkeypatch.setattr(MemoryCap, "set", lambda self: caps.append("set"))
+    monkeypatch.setattr(MemoryCap, "lift", lambda self: caps.append("lift"))
     with make(toy.blocks(), roundel.GPipe()) as trainer:
         trainer.step(*toy.vectors()[0])
-        assert not caps
-    assert caps == [(0.75, torch.device("cpu"))]
+        assert caps == ["set"]
+    assert caps == ["set", "lift"]
     monkeypatch.setattr(placement, "_place_residents", full)
     with pytest.raises(torch.OutOfMemoryError):
         make(toy.blocks(), roundel.GPipe()).step(*toy.vectors()[0])
-    assert len(caps) == 2
+    assert caps[2:] == ["set", "lift"]
 
 
 def test_a_loss_with_dimensions_is_refused() -> None:
