@@ -41,7 +41,7 @@ class Layers:
             {name: each for name, each in mine.items() if self.owner[id(each)] == layer}
             for layer, mine in enumerate(self._parameters)
         ]
-        _refuse_batch_norm(self.modules)
+        _refuse_what_cannot_be_trained(self.modules)
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -133,14 +133,17 @@ def _owners(modules: Sequence[nn.Module]) -> dict[int, int]:
     return owner
 
 
-def _refuse_batch_norm(modules: Sequence[nn.Module]) -> None:
+def _refuse_what_cannot_be_trained(modules: Sequence[nn.Module]) -> None:
     for layer, module in enumerate(modules):
         for name, part in module.named_modules():
+            where = f"layer {layer}: {name or type(part).__name__}"
             if getattr(part, "track_running_stats", False) and part.training:
                 raise InputError(
-                    f"layer {layer}: {name or type(part).__name__} keeps running statistics, which "
-                    "microbatches and recompute would change; use another norm, or eval() it"
+                    f"{where} keeps running statistics, which microbatches and recompute would "
+                    "change; use another norm, or eval() it"
                 )
+            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+                raise InputError(f"{where} makes sparse gradients; give it sparse=False")
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,7 @@ def test_an_update_that_fails_in_the_background_is_raised() -> None:
         ({"layers": []}, "layers: there must be at least one"),
         ({"layers": [nn.ReLU()]}, "no parameter requires a gradient"),
         ({"layers": [nn.BatchNorm1d(3)]}, "keeps running statistics"),
+        ({"layers": [nn.Embedding(3, 3, sparse=True)]}, "layer 0: Embedding makes sparse gradie"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS needs all parameters at once"),
         ({"parameter_groups": lambda named: []}, "every trained parameter must be in exactly one"),
     ],
