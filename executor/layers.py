@@ -142,7 +142,8 @@ def _refuse_what_cannot_be_trained(modules: Sequence[nn.Module]) -> None:
                     f"{where} keeps running statistics, which microbatches and recompute would "
                     "change; use another norm, or eval() it"
                 )
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            sparse = isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse
+            if sparse and part.weight.requires_grad:
                 raise InputError(f"{where} makes sparse gradients; give it sparse=False")
 
 

@@ -30,7 +30,7 @@ def failure(error: BaseException, path: Path | None = None) -> str:
     if path is not None:
         frames = [each for each in frames if Path(each.filename).resolve() == path.resolve()]
     line = frames[-1].lineno if frames else None
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and path is not None:
         line = error.lineno
     file = f"{Path(frames[-1].filename).name} " if frames and path is None else ""
     where = f"{file}line {line}: " if line else ""

@@ -22,6 +22,7 @@ import roundel
 from roundel.executor import memory_cap, placement
 from roundel.executor.engine import StepEngine
 from roundel.executor.lanes import LaneThread
+from roundel.executor.layers import Layers
 from roundel.executor.memory_cap import MemoryCap
 from roundel.executor.run import Run
 from roundel.executor.trainer import NotANumber, Trainer
@@ -527,3 +528,8 @@ def test_a_users_policy_that_errs_is_told_as_the_simulator_tells_it(
         with pytest.raises(roundel.InputError, match=message):
             for _ in range(2):
                 trainer.step(*toy.vectors(1)[0])
+
+
+def test_a_frozen_embedding_makes_no_gradients_at_all() -> None:
+    frozen = nn.Embedding(3, 3, sparse=True).requires_grad_(False)
+    assert len(Layers([frozen, nn.Linear(3, 3)])) == 2
