@@ -117,18 +117,23 @@ def _update(
     parameter = nn.Parameter(torch.zeros(SIDE, SIDE, device=device, dtype=dtype))
     parameter.grad = torch.zeros_like(parameter)
     steps = optimizer([parameter])
+    if compute in (None, dtype):
+
+        def step() -> Tensor:
+            steps.step()
+            return parameter
+
+        return step
     gradient = torch.ones(SIDE, SIDE, device=device, dtype=compute)
     weights = torch.ones_like(gradient)
-    converts = compute not in (None, dtype)
 
     @torch.no_grad()
-    def step() -> Tensor:
-        if converts:
-            parameter.grad.copy_(gradient)  # type: ignore[union-attr]
+    def converting() -> Tensor:
+        parameter.grad.copy_(gradient)  # type: ignore[union-attr]
         steps.step()
-        return weights.copy_(parameter) if converts else parameter
+        return weights.copy_(parameter)
 
-    return step
+    return converting
 
 
 def _in_a_row_ns(update: Copy, device: torch.device) -> int:

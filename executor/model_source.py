@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..policies.user_file import failure, run_file
+from ..policies.user_file import failure, is_in_file, run_file
 from ..traces.errors import InputError, shown
 from .compute import LossFunction
 from .decoder import decoder_layers
@@ -65,7 +65,7 @@ def load_model(
         raise InputError(
             "model: tied, dropout and ffn_chunk are for presets; set them in the model itself"
         )
-    if is_function(source):
+    if is_in_file(source):
         return _from_function(source)
     return _from_hugging_face(source, dtype, empty)
 
@@ -93,7 +93,7 @@ def load_batches(
     Raises InputError.
     """
     names = [source] if isinstance(source, str) else list(source)
-    if len(names) == 1 and is_function(names[0]):
+    if len(names) == 1 and is_in_file(names[0]):
         return _batches_of(names[0], batch=batch, sequence=sequence, seed=seed)
     tokens = load_tokens(names, tokenizer)
     return TextBatches(tokens, batch, sequence, held_out=held_out, seed=seed)
@@ -114,11 +114,6 @@ def _batches_of(source: str, **arguments: int) -> Batches:
     if not hasattr(made, "batch") or not hasattr(made, "held_out"):
         raise InputError(f"{source}: must return an object with batch and held_out")
     return made  # type: ignore[no-any-return]
-
-
-def is_function(source: str) -> bool:
-    """Whether this is the name of a function in a file, `file.py:function`."""
-    return source.rpartition(":")[0].endswith(".py")
 
 
 def load_function(source: str, what: str) -> Callable[..., Any]:

@@ -22,13 +22,13 @@ def misfit(curve: MemoryCurve, plan: Plan, size: Size) -> str:
 def _for_a_device(curve: MemoryCurve, plan: Plan) -> list[str]:
     own = _streamed(curve, plan) if plan.weights == "streamed" else _resident(curve, plan)
     advice = list(own)
-    if any(_holds(curve, each) for each in (*_ACTIVATIONS, "workspace")) or not advice:
+    if any(_holds(curve, each) for each in (*_ACTIVATIONS, "workspace")):
         advice.append("smaller microbatches (more of them, fewer samples or shorter sequences)")
     if _holds(curve, "workspace"):
         advice.append("the feed-forward parts in chunks (--ffn-chunk, of a preset)")
     if plan.weights == "resident":
         advice += ["more devices", "streamed weights (round-robin)"]
-    return advice
+    return advice or ["devices with more memory"]
 
 
 def _resident(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
@@ -44,7 +44,11 @@ def _resident(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
 
 def _streamed(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
     if any(op.stop - op.first > 1 for device in plan.devices for op in device):
-        yield "a finer cut"
+        held = dict(curve.holders)
+        # Between more stages there are more boundaries.
+        boundaries = sum(held.get(each, 0) for each in _ACTIVATIONS if "boundary" in each)
+        if sum(held.get(each, 0) for each in _OF_A_STAGE) > boundaries:
+            yield "a finer cut"
     if plan.activations == "device" and _holds(curve, "boundary activations"):
         yield "activations on the host"
     if plan.optimizer_on == "device" and _holds(curve, "optimizer state"):
@@ -52,6 +56,8 @@ def _streamed(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
 
 
 _ACTIVATIONS = ("saved activations", "boundary activations", "boundary gradients")
+
+_OF_A_STAGE = ("weights", "gradients", "optimizer state", "saved activations")
 
 _LARGE = 0.1
 """What holds a smaller part of a memory than this is not worth advice."""

@@ -8,6 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 
+def is_in_file(name: str) -> bool:
+    """Whether this names something in a user's file: `file.py:NAME`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
 def run_file(path: Path) -> ModuleType:
     """The module in a file that is there, run anew. Raises whatever it raises.
 

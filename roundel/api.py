@@ -103,9 +103,11 @@ def _machine(
 ) -> Machine:
     if machine is None:
         preset = preset_for(trace.device, devices) if hop_ns is None else None
-        if preset is None and devices is None:
+        if preset is not None:
+            return preset
+        if devices is None:
             raise InputError("devices: give their number (--devices), or a machine (--machine)")
-        return preset or ideal_machine(devices or 0, hop_ns or 0)
+        return ideal_machine(devices, hop_ns or 0)
     chosen = machine if isinstance(machine, Machine) else load_machine(machine)
     chosen = chosen if devices is None else chosen.first_devices(devices)
     return chosen if hop_ns is None else chosen.with_hop(hop_ns)
@@ -140,7 +142,7 @@ def simulate_work(
     Raises InputError.
     """
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    steps = _steps(steps, [chosen])
+    steps = _steps(steps, work, [chosen])
     name = name or policy_name(chosen)
     timeline = simulate_program(lower_policy(chosen, work, steps), name)
     return Simulation(name, chosen, work, timeline)
@@ -181,7 +183,7 @@ def compare_work(
     chosen = [make_policy(each) if isinstance(each, str) else each for each in policies]
     if not chosen:
         raise InputError("policies: name at least one")
-    steps = _steps(steps, chosen)
+    steps = _steps(steps, work, chosen)
     simulations, refused = [], {}
     for name, policy in zip(_names(chosen), chosen, strict=True):
         progress(name)
@@ -192,12 +194,21 @@ def compare_work(
     return Comparison(tuple(simulations), refused)
 
 
-def _steps(steps: int | None, policies: Sequence[Policy]) -> int:
+def _steps(steps: int | None, work: Work, policies: Sequence[Policy]) -> int:
     if steps is None:
-        stale = any(getattr(each, "optimizer", None) == "stale" for each in policies)
-        return STALE_STEPS if stale else 1
+        return STALE_STEPS if any(_is_stale(each, work) for each in policies) else 1
     whole_number("steps", steps, MOST_STEPS)
     return steps
+
+
+def _is_stale(policy: Policy, work: Work) -> bool:
+    """As its knob says, or where it has none, its plan. One that cannot plan will say so later."""
+    if hasattr(policy, "optimizer"):
+        return bool(policy.optimizer == "stale")
+    try:
+        return plan_of(policy, work, 0).optimizer == "stale"
+    except InputError:
+        return False
 
 
 def _names(policies: Sequence[Policy]) -> list[str]:

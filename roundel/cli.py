@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except InputError as error:
         _fail(str(error))
     except UsageError as error:
-        _fail(error.format_message().replace("Value error, ", ""))  # type: ignore[attr-defined]
+        _fail(error.format_message().replace(": Value error, ", ": ", 1))  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name or "")
         if extra is None:
@@ -84,9 +84,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _refuse_empty(arguments: list[str]) -> None:
     """No argument has a meaning when it is empty: a shell's variable was, most likely."""
-    for before, each in pairwise(["", *arguments]):
+    for before, each in pairwise(["roundel", *arguments]):
         if not each:
-            raise InputError(f"{before or 'the first argument'}: must not be empty")
+            raise InputError(f"an empty argument behind {before}: fill it, or leave it out")
         if each.startswith("--") and each.endswith("=") and each.count("=") == 1:
             raise InputError(f"{each[:-1]}: must not be empty")
 

@@ -157,9 +157,12 @@ def work_of(given: Mapping[str, Any]) -> Work:
         machine=given["machine"],
         hop_ns=hop_ns,
     )
-    memory = parse_bytes(given["memory"], "--memory")
-    host_memory = parse_bytes(given["host_memory"], "--host-memory")
-    return replace(work, machine=work.machine.with_memory(memory, host_memory))
+    limits = []
+    for name, flag in (("memory", "--memory"), ("host_memory", "--host-memory")):
+        limits.append(parse_bytes(given[name], flag))
+        if given[name] is not None and not limits[-1]:
+            raise InputError(f"{flag}: must be a byte at least, got {given[name]}")
+    return replace(work, machine=work.machine.with_memory(*limits))
 
 
 KNOBS = (

@@ -343,15 +343,23 @@ def _machine(work: Work) -> str:
     machine = work.machine
     said = f"{counted(work.devices, 'device')} of {machine.name}"
     limits = [device.memory_bytes for device in machine.devices]
+    notes = [_limits(limits)]
     if machine.name == "ideal":
-        said += " (no memory limits, updates and transfers to the host take no time)"
-    elif not any(limits):
-        said += " (no memory limits)"
-    elif not all(limits):
-        said += f" ({limits.count(0)} without a memory limit)"
+        notes.append("updates and transfers to the host take no time")
+    said += f" ({', '.join(notes)})"
     if machine.hop_ns:
         said += f", {human_seconds(machine.hop_ns / 1e9)} from one device to another"
     return said
+
+
+def _limits(limits: list[int]) -> str:
+    """What the devices have of memory; 0 is no limit."""
+    if not any(limits):
+        return "no memory limits"
+    if not all(limits):
+        return f"{limits.count(0)} without a memory limit"
+    least, most = human_bytes(min(limits)), human_bytes(max(limits))
+    return f"{least} each" if least == most else f"{least} to {most}"
 
 
 def _title(simulation: Simulation) -> str:

@@ -22,6 +22,7 @@ from .options import policies_of
 from .policies.catalog import known_knobs
 from .policies.plan import Place
 from .policies.policy import Policy, policy_name
+from .policies.user_file import is_in_file
 from .policies.work import Work
 from .remedies import Given
 from .traces.errors import InputError, shown
@@ -73,7 +74,6 @@ class Job:
         """
         from .executor.model_source import (
             check_vocabulary,
-            is_function,
             load_batches,
             tokenizer_of,
         )
@@ -94,7 +94,7 @@ class Job:
             seed=train.seed,
             tokenizer=data.tokenizer or tokenizer_of(part.name),
         )
-        empty = empty and not is_function(part.name)
+        empty = empty and not is_in_file(part.name)
         model = _model(config, devices, empty)
         check_vocabulary(model, batches)
         return cls(config, policies, devices, batches, model, optimizer, empty)

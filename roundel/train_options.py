@@ -169,7 +169,8 @@ OnNan = Annotated[
 ]
 
 Folder = Annotated[
-    str | None, _option("--checkpoints", "Folder of checkpoints, one at the end.", KEEPING)
+    str | None,
+    _option("--checkpoints", "Folder of checkpoints; none: nowhere.", KEEPING),
 ]
 SaveEvery = Annotated[int | None, _option("--save-every", "Steps between checkpoints.", KEEPING)]
 Keep = Annotated[int | None, _option("--keep", "How many checkpoints stay", KEEPING)]
@@ -177,12 +178,12 @@ Resume = Annotated[
     bool | None, _option("--resume/--no-resume", "Go on from the newest checkpoint.", KEEPING)
 ]
 
-Log = Annotated[str | None, _option("--log", "JSON lines, one a step.", WATCHING)]
+Log = Annotated[str | None, _option("--log", "JSON lines, one a step; none: not.", WATCHING)]
 EvaluateEvery = Annotated[
     int | None, _option("--evaluate-every", "Steps between held-out losses.", WATCHING)
 ]
 TimelinePicture = Annotated[
-    str | None, _option("--timeline", "Draw a real step, png, svg or pdf.", WATCHING)
+    str | None, _option("--timeline", "Draw a real step, png, svg or pdf; none: not.", WATCHING)
 ]
 TimelineStep = Annotated[
     int | None, _option("--timeline-step", "Which step, from 1; else the last.", WATCHING)

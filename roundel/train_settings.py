@@ -11,6 +11,7 @@ from .executor.sizes import parse_bytes
 from .options import knobs_of
 from .policies.catalog import POLICIES, split_knobs
 from .policies.plan import Optimizer, Place, Recompute
+from .policies.user_file import is_in_file
 from .traces.errors import InputError, shown
 from .traces.json_files import parse_model
 
@@ -88,8 +89,7 @@ class PolicySection(_Section):
 
     def knobs(self) -> dict[str, Any]:
         """The knobs that were given. Raises InputError."""
-        given = self.model_dump(exclude={"name", "set"})
-        return knobs_of(given) | self.set
+        return knobs_of(self.model_dump(exclude={"name", "set"})) | self.set
 
 
 class TrainSection(_Section):
@@ -148,6 +148,17 @@ class TrainConfig(_Section):
     log: LogSection = LogSection()
 
 
+OFF = "none"
+"""What turns a file's setting off, where a flag says so and `MAY_BE_OFF` has it."""
+
+MAY_BE_OFF = {
+    ("checkpoint", "folder"),
+    ("log", "file"),
+    ("log", "timeline"),
+    ("log", "perfetto"),
+    ("data", "tokenizer"),
+}
+
 Flag = tuple[str, str, str]
 """A flag, and the section and field that it sets."""
 
@@ -163,7 +174,8 @@ def read_settings(path: Path | None, flags: Mapping[Flag, Any]) -> TrainConfig:
     config = parse_model(TrainConfig, data, "settings")
     for (flag, section, field), value in flags.items():
         if value is not None:
-            changed = {**data.get(section, {}), field: value}
+            off = value == OFF and (section, field) in MAY_BE_OFF
+            changed = {**data.get(section, {}), field: None if off else value}
             data = {**data, section: changed}
             config = _parsed_flag(flag, section, field, data)
     try:
@@ -206,6 +218,9 @@ def _check(config: TrainConfig) -> None:
         raise InputError(
             f"train.microbatches: a batch of {train.batch} cannot be cut into {train.microbatches}"
         )
+    for knob in config.policy.set:
+        if knob != "set" and getattr(config.policy, knob, None) is not None:
+            raise InputError(f"policy.set.{knob}: policy.{knob} is given, too; give one of them")
     if config.policy.clip and train.clip_norm is None:
         raise InputError("policy.clip: give the norm too, train.clip_norm (--clip-norm)")
     if checkpoint.folder is None and (checkpoint.every or checkpoint.resume):
@@ -223,7 +238,8 @@ def _check(config: TrainConfig) -> None:
             f"train.warmup: must be fewer than the {train.steps} steps, got {train.warmup}; "
             "give another --warmup"
         )
-    if log.evaluate_every and not config.data.held_out:
+    own_data = all(map(is_in_file, config.data.source))
+    if log.evaluate_every and not config.data.held_out and not own_data:
         raise InputError("log.evaluate_every: nothing is held out; give a --held-out above 0")
     try:
         parse_bytes(train.memory)
@@ -232,7 +248,7 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"train.{error}") from None
     name = config.policy.name
     policy, _ = split_knobs(name)
-    if name != AUTO and policy not in POLICIES and not policy.rpartition(":")[0].endswith(".py"):
+    if name != AUTO and policy not in POLICIES and not is_in_file(policy):
         raise InputError(
             f"policy.name: no policy {name!r}; use {AUTO}, {', '.join(POLICIES)}, or file.py:Class"
         )

@@ -19,15 +19,19 @@ import torch
 from torch import Tensor, nn
 
 import roundel
-from roundel.executor import memory_cap, placement
+from roundel.executor import fitting, memory_cap, placement
+from roundel.executor import trainer as trainer_module
 from roundel.executor.engine import StepEngine
+from roundel.executor.fitting import refuse_what_cannot_fit
 from roundel.executor.lanes import LaneThread
 from roundel.executor.layers import Layers
 from roundel.executor.memory_cap import MemoryCap
 from roundel.executor.run import Run
 from roundel.executor.trainer import NotANumber, Trainer
 from roundel.executor.transit import Transit
+from roundel.policies.lowering import lower
 
+from ..costs import make_work
 from . import toy
 
 mse = nn.functional.mse_loss
@@ -533,3 +537,51 @@ def test_a_users_policy_that_errs_is_told_as_the_simulator_tells_it(
 def test_a_frozen_embedding_makes_no_gradients_at_all() -> None:
     frozen = nn.Embedding(3, 3, sparse=True).requires_grad_(False)
     assert len(Layers([frozen, nn.Linear(3, 3)])) == 2
+
+
+class Own:
+    """A policy that does not say where its updates run until it plans."""
+
+    def plan(self, work: Any, step: int) -> roundel.Plan:
+        return roundel.RoundRobin(optimizer_on="device").plan(work, step)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (roundel.RoundRobin(), "cpu"),
+        (roundel.RoundRobin(optimizer_on="device"), "device"),
+        (Own(), "device"),
+    ],
+    ids=["host", "device", "own"],
+)
+def test_an_update_is_tried_where_it_may_run(
+    policy: roundel.Policy, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def bytes_of(*given: Any) -> Any:
+        tried.append(given[3])
+        raise RuntimeError("that is enough")
+
+    monkeypatch.setattr(trainer_module, "optimizer_bytes", bytes_of)
+    trainer = make(toy.blocks(), policy)
+    with pytest.raises(RuntimeError, match="that is enough"):
+        trainer.step(*toy.vectors()[0])
+    assert tried == ["cpu" if expected == "cpu" else trainer.devices[0]]
+
+
+@pytest.mark.parametrize(("optimizer", "plans"), [("sync", 1), ("stale", 2)])
+def test_what_outlasts_a_step_has_to_fit_beside_the_next(
+    optimizer: Any, plans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def lowered(made: Any, work: Any) -> Any:
+        counts.append(len(made))
+        return lower(made, work)
+
+    monkeypatch.setattr(fitting, "lower", lowered)
+    work, policy = make_work(8, 2, 4), roundel.RoundRobin(optimizer=optimizer)
+    refuse_what_cannot_fit(policy, policy.plan(work, 0), work, 0)
+    assert counts == [plans]

@@ -1,10 +1,9 @@
 """The trace that is measured: kinds of layers, bytes, parts of backward, layers without memory."""
 
 import gc
-import threading
 import time
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -54,32 +53,20 @@ def test_one_layer_of_each_kind_is_run() -> None:
     assert trace.microbatch_tokens == 32
 
 
-class TellsThread(torch.autograd.Function):
-    """Passes its input on; its backward notes the thread that it is run by."""
-
-    threads: ClassVar[list[int]] = []
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        TellsThread.threads.append(threading.get_ident())
-        return grad
-
-
-class Told(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return TellsThread.apply(super().forward(input))
-
-
-def test_backward_is_run_by_the_thread_that_measures_as_in_a_step() -> None:
+def test_backward_is_run_by_the_thread_that_measures_as_in_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On a GPU autograd has threads of its own, which take time to wake and to wait for."""
-    values = torch.ones(2, 4)
-    TellsThread.threads.clear()
-    measure_layers(Layers([Told(4, 4)]), nn.functional.mse_loss, values, values, CPU)
-    assert set(TellsThread.threads) == {threading.get_ident()}
+    backward, others = torch.autograd.backward, list[bool]()
+
+    def noted(*given: Any) -> None:
+        others.append(torch.autograd.is_multithreading_enabled())
+        backward(*given)
+
+    monkeypatch.setattr(torch.autograd, "backward", noted)
+    values = torch.ones(2, 4, device=CPU)
+    measure_layers(Layers([nn.Linear(4, 4)]), nn.functional.mse_loss, values, values, CPU)
+    assert set(others) == {False}
 
 
 class Scaled(nn.Module):

@@ -197,7 +197,8 @@ WRONG = [
     (f"compare {TRACE} --policies ,, -d 2 -m 4", "policies: name at least one"),
     (f"compare {TRACE} -d 2 -m 4 --plot it.png", "it.png: is to be a folder"),
     (f"compare {TRACE} -d 2 -m 4 --plot=", "--plot: must not be empty"),
-    (f"compare {TRACE} -d 2 -m 4 --plot ''", "--plot: must not be empty"),
+    (f"compare {TRACE} -d 2 -m 4 --plot ''", "an empty argument behind --plot: fill it"),
+    (f"simulate {TRACE} --policy gpipe -d 2 -m 2 --memory 0", "--memory: must be a byte at least"),
     ("profile decoder-tiny -o x.json --machine-output ./x.json", "where the trace goes"),
     ("frobnicate", "No such command 'frobnicate'"),
     (f"simulate {TRACE} --polcy gpipe", "No such option"),
@@ -400,3 +401,28 @@ def test_what_a_trace_without_bytes_needs_is_not_known(
         for path, said in ((TRACE, False), (tmp_path / "bare.json", True)):
             out = run(capsys, f"{name} {path} {' '.join(options)} {SIZE}")[1]
             assert ("what they need of memory is not known" in out) is said
+
+
+def test_a_policy_of_ones_own_is_stale_by_its_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import roundel\n\nclass Own:\n    def plan(self, work, step):\n"
+        "        return roundel.RoundRobin(optimizer='stale').plan(work, step)\n"
+    )
+    data = json.loads(run(capsys, f"simulate {TRACE} -p {own}:Own {SIZE} --json")[1])
+    assert data["steps"] == 4
+    line = f"simulate {TRACE} -p round-robin[optimizer=stale] {SIZE} --json"
+    assert data["step_s"] == json.loads(run(capsys, line)[1])["step_s"]
+
+
+def test_the_machine_is_told_with_its_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"simulate {TRACE} -p round-robin {SIZE}"
+    for more, said in (
+        ("", "8 devices of 8x-rtx4090 (24.0 GiB each)"),
+        (" --memory 16GiB", "8 devices of 8x-rtx4090 (16.0 GiB each)"),
+        (" --hop-ms 1", "8 devices of ideal (no memory limits, updates and transfers to the host"),
+        (" --hop-ms 1 --memory 16GiB", "8 devices of ideal (16.0 GiB each, updates and"),
+    ):
+        assert said in run(capsys, line + more)[1]

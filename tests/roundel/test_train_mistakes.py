@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from roundel.executor import trainer
+from roundel.traces.errors import CannotFit
+
 from .training import SMALL, rows_of, run, words
 
-pytest.importorskip("torch")
+OR_AUTO = "; or let --policy auto simulate what fits"
 
 
 def test_checkpoints_of_another_training_are_not_overwritten(
@@ -161,7 +164,7 @@ def test_memory_that_runs_out_says_what_was_expected_and_what_to_do(
     code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy gpipe --memory 100KB")
     assert code == 2
     assert "this plan cannot fit: gpu" in err
-    assert err.endswith("; or let --policy auto simulate what fits\n")
+    assert err.endswith(f"{OR_AUTO}\n")
 
 
 def test_a_loss_that_is_not_a_number_stops_with_its_step(
@@ -257,6 +260,10 @@ WRONG_FILES = [
     ("[train", "not a TOML file: "),
     ("[data]\nheld_out = 1.0", "data.held_out: Input should be less than 1, got 1.0"),
     ("[data]\nsource = []", "data.source: must not be empty"),
+    (
+        "[policy]\noptimizer = 'sync'\n[policy.set]\noptimizer = 'stale'",
+        "policy.set.optimizer: policy.optimizer is given, too; give one of them",
+    ),
     ("[policy]\nrecompute = 'often'", "policy.recompute: Input should be 'none', 'early'"),
     ("[checkpoint]\nevery = 3", "checkpoint.folder: missing"),
 ]
@@ -286,3 +293,44 @@ def test_a_function_that_fails_says_in_which_line_of_its_file_however_that_is_na
         code, _, err = run(capsys, f"{name}:layers --data {text}")
         assert (code, err.count("\n")) == (2, 1)
         assert "own.py:layers: line 2: ValueError: not today" in err
+
+
+@pytest.mark.parametrize(("policy", "ends"), [("gpipe", True), ("auto", False)])
+def test_who_has_auto_already_is_not_sent_there(
+    capsys: pytest.CaptureFixture[str],
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    ends: bool,
+) -> None:
+    def refused(*_: object) -> None:
+        raise CannotFit("this plan cannot fit: said so")
+
+    monkeypatch.setattr(trainer, "refuse_what_cannot_fit", refused)
+    code, _, err = run(capsys, f"{SMALL.format(text=text)} --policy {policy} --steps 1")
+    assert code == 2
+    assert err == f"roundel: this plan cannot fit: said so{OR_AUTO if ends else ''}\n"
+
+
+def test_outputs_of_a_file_are_turned_off_by_none(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
+) -> None:
+    kept, log, picture = (tmp_path / name for name in ("kept", "log.jsonl", "step.png"))
+    (tmp_path / "it.toml").write_text(
+        f"[model]\nname = 'decoder-tiny'\n[data]\nsource = ['{text}']\nsequence = 16\n"
+        "[policy]\nname = 'gpipe'\n[train]\ndevices = ['cpu']\nsteps = 1\nbatch = 2\n"
+        f"[checkpoint]\nfolder = '{kept}'\n[log]\nfile = '{log}'\ntimeline = '{picture}'\n"
+    )
+    off = "--log none --timeline none --checkpoints none"
+    assert run(capsys, f"{tmp_path}/it.toml {off}")[0] == 0
+    assert not any(each.exists() for each in (kept, log, picture))
+    assert run(capsys, f"{tmp_path}/it.toml")[0] == 0
+    assert all(each.exists() for each in (kept, log, picture))
+
+
+def test_data_of_ones_own_bring_what_is_held_out(
+    capsys: pytest.CaptureFixture[str], models: Path
+) -> None:
+    line = f"decoder-tiny --data {models}:Numbers --policy gpipe --devices 1 --steps 1 --batch 2"
+    out = run(capsys, f"{line} --sequence 8 --evaluate-every 1 --held-out 0")
+    assert "nothing is held out" not in out[2]

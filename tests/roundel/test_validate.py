@@ -10,7 +10,7 @@ import pytest
 
 import roundel
 from roundel.cli import main
-from roundel.executor import places
+from roundel.executor import places, training_setup
 from roundel.executor.trainer import Trainer
 from roundel.traces.machine import Host
 from roundel.validate import _Same, differences
@@ -241,3 +241,26 @@ def test_peaks_of_memory_are_counted_after_the_warm_up(monkeypatch: pytest.Monke
     monkeypatch.setattr(places, "count_peaks_anew", lambda devices: events.append("anew"))
     assert run(f"validate {SMALL} --policies gpipe --measure 2") == 0
     assert events == ["step", "step", "anew", "step", "step"]
+
+
+@pytest.mark.parametrize(
+    ("policies", "flags", "expected"),
+    [
+        ("gpipe,round-robin", "", {"host", "device"}),
+        ("gpipe,round-robin", "--optimizer-on host", {"host"}),
+        ("gpipe,round-robin[optimizer_on=device]", "--optimizer-on host", {"host", "device"}),
+        ("round-robin[optimizer_on=device]", "", {"device"}),
+    ],
+)
+def test_updates_are_measured_where_the_policies_run_them(
+    policies: str, flags: str, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def measured(*given: Any, updates_on: Any, **options: Any) -> None:
+        asked.append(set(updates_on))
+        raise roundel.InputError("that is enough")
+
+    monkeypatch.setattr(training_setup, "measured_work", measured)
+    assert run(f"validate {SMALL} --policies {policies} {flags}") == 2
+    assert asked == [expected]
