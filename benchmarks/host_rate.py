@@ -18,8 +18,7 @@ from about import about
 from training_common import devices_of
 
 from roundel.executor import busy
-from roundel.executor.measure_links import Copy, time_ns
-from roundel.executor.measure_machine import SIDE, SQUARES, _update
+from roundel.executor.measure_machine import SIDE, SQUARES, _update, times_in_turn_ns
 from roundel.executor.places import threads, threads_of_updates
 
 HOST = torch.device("cpu")
@@ -28,12 +27,8 @@ ADAMW = partial(torch.optim.AdamW, lr=1e-4, fused=True)
 
 def rates(masters: torch.dtype, seconds: float) -> str:
     """Updates of some squares in turn, for so long."""
-    works, times = list[Copy](), list[int]()
-    while sum(times) < seconds * 1e9:
-        if len(works) < SQUARES:
-            works.append(_update(ADAMW, torch.bfloat16, masters, HOST))
-            works[-1]()
-        times.append(time_ns([works[len(times) % len(works)]], ()))
+    update = partial(_update, ADAMW, torch.bfloat16, masters, HOST)
+    times = times_in_turn_ns(update, SQUARES, seconds)
     usual, mean = (SIDE**2 / each for each in (median(times), sum(times) / len(times)))
     return f"{usual:8.2f} {mean:8.2f}"
 

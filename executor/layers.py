@@ -69,6 +69,10 @@ class Layers:
         trained = [each for each in self.parameters_of(layer).values() if each.requires_grad]
         return sorted({self.owner[id(each)] for each in trained} - {layer})
 
+    def trained_with(self, layer: int) -> int | None:
+        """The first of them, the one whose update is this layer's, too; None: there is none."""
+        return next(iter(self.trained_of(layer)), None)
+
     def refuse_several_owners(self) -> None:
         """Raises InputError where a layer trains parameters of several earlier layers.
 

@@ -128,6 +128,5 @@ def with_real_bytes(
         missing = {name: value for name, value in real.items() if not getattr(cost, name)}
         if "grad_bytes" in missing and cost.trainable_params in (None, 0):
             missing["trainable_params"] = params
-        tied_to = next(iter(layers.trained_of(layer)), None)
-        costs.append(cost.model_copy(update=missing | {"tied_to": tied_to}))
+        costs.append(cost.model_copy(update=missing | {"tied_to": layers.trained_with(layer)}))
     return trace.model_copy(update={"layers": tuple(costs)})

@@ -82,7 +82,7 @@ class LayerRun:
         }
         self.parameters = copies
         self.own = layers.owned_by(layer)
-        self.tied_to = next(iter(layers.trained_of(layer)), None)
+        self.tied_to = layers.trained_with(layer)
         self.device, self.autocast = device, autocast
         self.spread = 0.0
         self.loss: Callable[[Value], Tensor] | None = None

@@ -149,17 +149,20 @@ def _sum(compute: torch.dtype | None) -> Copy:
 
 
 def _usual_ns(make: Callable[[], Copy], most: int, timed_s: float) -> int:
-    """The median time of work on the host, of at most so many of its kind in turn.
+    """The median time of work on the host: others may hold it up."""
+    return round(median(times_in_turn_ns(make, most, timed_s)))
 
-    Others may hold it up.
-    """
+
+def times_in_turn_ns(make: Callable[[], Copy], most: int, timed_s: float) -> list[int]:
+    """How long work on the host takes, again and again for so long, of at most so many of its kind
+    in turn."""
     works, times = list[Copy](), list[int]()
     while sum(times) < timed_s * 1e9:
         if len(works) < most:
             works.append(make())
             works[-1]()
         times.append(time_ns([works[len(times) % len(works)]], ()))
-    return round(median(times))
+    return times
 
 
 def _per_s(nanoseconds: int) -> int:

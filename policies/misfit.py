@@ -43,19 +43,18 @@ def _resident(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
 
 
 def _streamed(curve: MemoryCurve, plan: Plan) -> Iterator[str]:
-    if any(op.stop - op.first > 1 for device in plan.devices for op in device):
-        held = dict(curve.holders)
-        # Between more stages there are more boundaries.
-        boundaries = sum(held.get(each, 0) for each in _ACTIVATIONS if "boundary" in each)
-        if sum(held.get(each, 0) for each in _OF_A_STAGE) > boundaries:
-            yield "a finer cut"
+    can_be_cut = any(op.stop - op.first > 1 for device in plan.devices for op in device)
+    # Between more stages there are more boundaries.
+    if can_be_cut and _held(curve, _OF_A_STAGE) > _held(curve, _BOUNDARIES):
+        yield "a finer cut"
     if plan.activations == "device" and _holds(curve, "boundary activations"):
         yield "activations on the host"
     if plan.optimizer_on == "device" and _holds(curve, "optimizer state"):
         yield "updates on the host (optimizer_on host)"
 
 
-_ACTIVATIONS = ("saved activations", "boundary activations", "boundary gradients")
+_BOUNDARIES = ("boundary activations", "boundary gradients")
+_ACTIVATIONS = ("saved activations", *_BOUNDARIES)
 
 _OF_A_STAGE = ("weights", "gradients", "optimizer state", "saved activations")
 
@@ -78,6 +77,10 @@ def _for_the_host(curve: MemoryCurve, plan: Plan) -> list[str]:
     return [advice for what, advice in every.items() if _holds(curve, what)] or ["more host memory"]
 
 
+def _held(curve: MemoryCurve, what: tuple[str, ...]) -> int:
+    return sum(size for name, size in curve.holders if name in what)
+
+
 def _holds(curve: MemoryCurve, what: str) -> bool:
     """Whether something holds so much of a memory that less of it would help."""
-    return any(name == what and size > _LARGE * curve.peak_bytes for name, size in curve.holders)
+    return _held(curve, (what,)) > _LARGE * curve.peak_bytes

@@ -24,9 +24,9 @@ MOST_STEPS = 10_000
 MOST_HOP_NS = 10**12
 
 
-STALE_STEPS = 4
-"""Steps in which a policy that works one step stale shows its time: its updates fall into the next
-step, and in a single one there is none to hide them."""
+STEADY_STEPS = 4
+"""Steps back to back that show the time of one which outlasts its end, as of a stale policy: its
+updates fall into the next step, and in a single one there is none to hide them."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def simulate(
 ) -> Simulation:
     """Simulate `steps` steps, back to back, of a policy (an object, a name or `file.py:Class`).
 
-    steps: None is one, or `STALE_STEPS` of a policy that works one step stale. See `make_work` for
+    steps: None is one, or `STEADY_STEPS` of a policy that works one step stale. See `make_work` for
     the other arguments. Raises InputError.
     """
     work = make_work(
@@ -196,7 +196,7 @@ def compare_work(
 
 def _steps(steps: int | None, work: Work, policies: Sequence[Policy]) -> int:
     if steps is None:
-        return STALE_STEPS if any(_is_stale(each, work) for each in policies) else 1
+        return STEADY_STEPS if any(_is_stale(each, work) for each in policies) else 1
     whole_number("steps", steps, MOST_STEPS)
     return steps
 

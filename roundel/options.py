@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -198,15 +197,15 @@ def policies_of(names: list[str], knobs: dict[str, Any]) -> list[Policy]:
 
     Raises InputError for a knob that none of them has.
     """
-    unused = set(knobs)
+    unused, theirs = set(knobs), dict[str, None]()
     policies = []
     for name in names:
         known = known_knobs(name)
+        theirs |= dict.fromkeys(known)
         mine = {knob: value for knob, value in knobs.items() if knob in known}
         unused -= set(mine)
         policies.append(make_policy(name, **mine))
     if unused:
-        theirs = dict.fromkeys(chain(*map(known_knobs, names)))
         raise InputError(
             f"{', '.join(map(_flag, sorted(unused)))}: no policy among {', '.join(names)} has "
             f"this; their knobs are {', '.join(theirs) or 'none'}"

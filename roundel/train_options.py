@@ -188,7 +188,9 @@ TimelinePicture = Annotated[
 TimelineStep = Annotated[
     int | None, _option("--timeline-step", "Which step, from 1; else the last.", WATCHING)
 ]
-Perfetto = Annotated[str | None, _option("--perfetto", "Chrome trace of that step.", WATCHING)]
+Perfetto = Annotated[
+    str | None, _option("--perfetto", "Chrome trace of that step; none: not.", WATCHING)
+]
 Debug = Annotated[bool, _option("--debug", "Show the traceback of what goes wrong.", WATCHING)]
 
 

@@ -13,7 +13,7 @@ from .policies.catalog import POLICIES, split_knobs
 from .policies.plan import Optimizer, Place, Recompute
 from .policies.user_file import is_in_file
 from .traces.errors import InputError, shown
-from .traces.json_files import parse_model
+from .traces.json_files import parse_model, read_text
 
 AUTO = "auto"
 
@@ -186,15 +186,9 @@ def read_settings(path: Path | None, flags: Mapping[Flag, Any]) -> TrainConfig:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    name = shown(path)
+    name, text = shown(path), read_text(path, "file", "TOML file")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot read this file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{name}: not a TOML file: it is not text") from None
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name}: not a TOML file: {error}") from None
     for section in TrainConfig.model_fields:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .analysis.metrics import measure
-from .api import Simulation, simulate_work
+from .api import STEADY_STEPS, Simulation, simulate_work
 from .policies.lowering import lower
 from .policies.plan import Plan
 from .policies.policy import Policy
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 WARM_UP = 2
 """Steps before those that count: memory is taken and caches fill."""
-
-STEADY_STEPS = 4
-"""Steps back to back from which the time of a step that outlasts its end is predicted."""
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,9 @@ def read_json(path: Path, what: str) -> Any:
 
     NaN and Infinity come back as floats, so that the field that holds them can be named.
     """
-    name = shown(path)
+    name, text = shown(path), read_text(path, f"{what} file", f"{what} file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text, parse_int=_parse_int, object_pairs_hook=_without_repeats)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such {what} file") from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot read this {what} file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{name}: not a {what} file: it is not text") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{name}: not a {what} file: no JSON at line {error.lineno}: {error.msg}"
@@ -50,6 +43,22 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{name}: not a {what} file: nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{name}: not a {what} file: {error}") from None
+
+
+def read_text(path: Path, file: str, kind: str) -> str:
+    """What is in a text file, called `file`, or a `kind` where it is not one, in error messages.
+
+    Raises InputError. A byte order mark at its beginning, as some editors write, is left out.
+    """
+    name = shown(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such {file}") from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot read this {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: not a {kind}: it is not text") from None
 
 
 def parse_model(model: type[Model], data: Any, where: str) -> Model:
